@@ -1,0 +1,258 @@
+"""``eligibility demo``: the real service on the shipped patients, tried over real HTTP."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO, Any, NamedTuple
+
+import click
+import requests
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from service.cli.progress import tracked
+from service.errors import SourceError
+from service.wiring import data_dir
+from service.yamlfile import load_yaml
+
+_TRIAL = "NCT06056752"
+_DEFAULT_DAY = "2026-11-01"
+_START_SECONDS = 60.0
+_REQUEST_SECONDS = 60
+_WIDTH_WITHOUT_TERMINAL = 160
+_EPILOG = """\
+\b
+Examples:
+  eligibility demo
+  eligibility demo --port 8080
+  eligibility demo --once
+"""
+
+
+class _Case(NamedTuple):
+    """A shipped patient: id, what the record shows, and the day of the evaluation."""
+
+    patient: str
+    title: str
+    as_of: str
+
+
+class _Row(NamedTuple):
+    """What the service answered for one patient."""
+
+    case: _Case
+    verdict: str
+    failed: tuple[str, ...]
+    missing: tuple[str, ...]
+    to_judge: tuple[str, ...]
+
+
+@click.command(epilog=_EPILOG)
+@click.option(
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=0,
+    metavar="PORT",
+    help="Port on the loopback address.  [a free one]",
+)
+@click.option("--once", is_flag=True, help="Exit after the table instead of serving on.")
+def command(port: int, once: bool) -> None:
+    """Start the service on the shipped patients and ask it for each one's verdict.
+
+    The patients are invented. Every verdict comes from a real HTTP request to the service.
+    """
+    cases = shipped_cases(data_dir() / "fixtures")
+    signal.signal(signal.SIGTERM, _interrupt)
+    with _service(port) as base:
+        rows = [_ask(base, case) for case in tracked(cases, "evaluating")]
+        _print(rows, base)
+        if not once:
+            click.echo("\nServing until Ctrl-C.")
+            _until_stopped()
+
+
+def shipped_cases(fixtures: Path) -> list[_Case]:
+    """Read the case files of the shipped patients; a patient without one gets the default day."""
+    described: dict[str, _Case] = {}
+    for path in sorted((fixtures / "cases").glob("*.yaml")):
+        case = load_yaml(path)
+        day = case.raw("as_of")
+        name = case.text("patient")
+        described[name] = _Case(name, case.text("title", ""), str(day or _DEFAULT_DAY))
+    names = sorted(path.stem for path in (fixtures / "patients").glob("*.json"))
+    return [described.get(name, _Case(name, "", _DEFAULT_DAY)) for name in names]
+
+
+@contextmanager
+def _service(port: int) -> Iterator[str]:
+    """Run ``eligibility serve`` on the loopback address; give its base URL."""
+    port = port or _free_port()
+    base = f"http://127.0.0.1:{port}"
+    # The demo is about the shipped patients, whatever is configured for the real service.
+    environment = {
+        name: value for name, value in os.environ.items() if not name.startswith("ELIGIBILITY_")
+    }
+    arguments = ["serve", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    limits = ["--log-level", "warning", "--rate-per-minute", "0"]
+    with tempfile.TemporaryFile() as log:
+        # A session of its own: Ctrl-C reaches this process, which then ends the service.
+        process = subprocess.Popen(  # noqa: S603 - this program itself, fixed arguments
+            [sys.executable, "-m", "service", *arguments, *limits],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+        )
+        try:
+            _wait_for(f"{base}/healthz", process, log)
+            yield base
+        finally:
+            process.terminate()
+            try:
+                process.wait(timeout=10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+    until = time.monotonic() + _START_SECONDS
+    while time.monotonic() < until:
+        if process.poll() is not None:
+            break
+        try:
+            if requests.get(url, timeout=2).ok:
+                return
+        except requests.RequestException:
+            time.sleep(0.1)
+    log.seek(0)
+    said = log.read().decode(errors="replace").strip()
+    raise SourceError(f"the service did not start\n{said[-2000:]}")
+
+
+def _parameters(case: _Case) -> dict[str, Any]:
+    return {
+        "resourceType": "Parameters",
+        "parameter": [
+            {"name": "subject", "valueReference": {"reference": f"Patient/{case.patient}"}},
+            {"name": "asOf", "valueDate": case.as_of},
+        ],
+    }
+
+
+def _address(base: str) -> str:
+    return f"{base}/fhir/ResearchStudy/{_TRIAL}/$evaluate-eligibility"
+
+
+def _ask(base: str, case: _Case) -> _Row:
+    try:
+        reply = requests.post(
+            _address(base),
+            data=json.dumps(_parameters(case)),
+            headers={
+                "Content-Type": "application/fhir+json",
+                "Accept": "application/fhir+json",
+            },
+            timeout=_REQUEST_SECONDS,
+        )
+        answer = reply.json()
+    except requests.RequestException as error:
+        raise SourceError(f"the service did not answer ({type(error).__name__})") from error
+    if not reply.ok:
+        issue = answer.get("issue", [{}])[0]
+        return _Row(case, issue.get("diagnostics", reply.reason), (), (), ())
+    return _row(case, answer)
+
+
+def _row(case: _Case, answer: dict[str, Any]) -> _Row:
+    """Read the parts of a GuidanceResponse that the table shows."""
+    (contained,) = (
+        resource
+        for resource in answer["contained"]
+        if "#" + resource["id"] == answer["outputParameters"]["reference"]
+    )
+    verdict = ""
+    criteria: list[dict[str, str]] = []
+    for parameter in contained["parameter"]:
+        if parameter["name"] == "verdict":
+            verdict = _value(parameter)
+        elif parameter["name"] == "criterion":
+            criteria.append({part["name"]: _value(part) for part in parameter["part"]})
+    parents = {criterion.get("parent") for criterion in criteria}
+    leaves = [criterion for criterion in criteria if criterion["id"] not in parents]
+    open_ones = [criterion for criterion in leaves if criterion["outcome"] == "unknown"]
+    judged = [one["id"] for one in open_ones if one["reason"] == "judgement-required"]
+    missing = [one["id"] for one in open_ones if one["reason"] != "judgement-required"]
+    failed = [
+        criterion["id"]
+        for criterion in criteria
+        if criterion["outcome"] == "fail" and not criterion.get("parent")
+    ]
+    return _Row(case, verdict, tuple(failed), tuple(missing), tuple(judged))
+
+
+def _value(parameter: dict[str, Any]) -> str:
+    return next((str(value) for key, value in parameter.items() if key.startswith("value")), "")
+
+
+_COLOURS = {"eligible": "green", "potentially-eligible": "yellow", "ineligible": "red"}
+
+
+def _print(rows: list[_Row], base: str) -> None:
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=_WIDTH_WITHOUT_TERMINAL)
+    table = Table(title=f"{_TRIAL}: {len(rows)} invented patients", title_justify="left")
+    for heading in ("patient", "as of", "verdict", "fails", "open: data", "open: judgement"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        colour = _COLOURS.get(row.verdict, "magenta")
+        table.add_row(
+            Text.assemble(row.case.patient, "\n", (row.case.title, "dim")),
+            row.case.as_of,
+            Text(row.verdict, style=colour),
+            " ".join(row.failed),
+            " ".join(row.missing),
+            " ".join(row.to_judge),
+        )
+    console.print(table)
+    first = rows[0].case if rows else _Case("ID", "", _DEFAULT_DAY)
+    click.echo("\nTry one yourself:")
+    click.echo(
+        f"curl -sS {shlex.quote(_address(base))} -H 'Content-Type: application/fhir+json' "
+        f"-d {shlex.quote(json.dumps(_parameters(first), separators=(',', ':')))}"
+    )
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Take being told to end like Ctrl-C, so that the service is ended too."""
+    raise KeyboardInterrupt
+
+
+def _until_stopped() -> None:
+    """Wait for Ctrl-C, which is a clean end."""
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        click.echo("\nStopped.")

@@ -1,0 +1,127 @@
+"""``eligibility evaluate``: verdicts for patients of a source."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import date
+
+import click
+import msgspec
+
+from service.cli.options import SOURCE_SETTINGS, settings_options, trial_argument
+from service.cli.progress import tracked
+from service.config import Settings, load_settings
+from service.criteria.model import Verdict
+from service.errors import EligibilityError, UsageError
+from service.results.fhir import guidance_response
+from service.results.json import verdict_line
+from service.results.table import console, print_verdict
+from service.wiring import build_screening, build_source, today
+
+_EPILOG = """\
+\b
+Examples:
+  eligibility evaluate NCT06056752 123 456 --source https://fhir.hospital.example/r4
+  eligibility evaluate NCT06056752 --all --source export/ --format json > verdicts.ndjson
+  eligibility evaluate NCT06056752 123 --source record.json --as-of 2026-11-01
+\b
+Exit codes: 0 all were evaluated, 1 some patient could not be (each named on the error
+stream), 2 wrong usage.
+"""
+
+
+class _Day(click.ParamType):
+    """A calendar day as YYYY-MM-DD."""
+
+    name = "date"
+
+    def convert(
+        self, value: str | date, param: click.Parameter | None, ctx: click.Context | None
+    ) -> date:
+        """Read the day; click reports a wrong one as wrong usage."""
+        if isinstance(value, date):
+            return value
+        try:
+            if len(value) != len("YYYY-MM-DD"):
+                raise ValueError
+            return date.fromisoformat(value)
+        except ValueError:
+            self.fail(f"{value!r} is not a day written as YYYY-MM-DD", param, ctx)
+
+
+@click.command(epilog=_EPILOG)
+@trial_argument
+@click.argument("patients", metavar="[PATIENT]...", nargs=-1)
+@click.option("--all", "everyone", is_flag=True, help="Evaluate all patients of the source.")
+@click.option(
+    "--as-of",
+    metavar="DATE",
+    type=_Day(),
+    help="Day of the evaluation, YYYY-MM-DD.  [today at the site]",
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "fhir"]),
+    default="table",
+    show_default=True,
+    help="For people; one line of JSON per patient; one GuidanceResponse per line.",
+)
+@settings_options(*SOURCE_SETTINGS, "canonical_base")
+def command(
+    trial: str,
+    patients: tuple[str, ...],
+    everyone: bool,
+    as_of: date | None,
+    form: str,
+    **flags: str | None,
+) -> None:
+    """Evaluate PATIENTs (ids) for TRIAL, or all of them with --all."""
+    if everyone == bool(patients):
+        raise UsageError("name the patients' ids, or give --all, not both")
+    settings = load_settings(flags=flags)
+    if settings.source is None:
+        raise UsageError("say where the records are with --source URL|DIR|FILE")
+    failed = _evaluate(settings, trial, patients, as_of, _writer(form, settings))
+    if failed:
+        raise click.exceptions.Exit(1)
+
+
+def _evaluate(
+    settings: Settings,
+    trial_id: str,
+    patients: tuple[str, ...],
+    as_of: date | None,
+    write: Callable[[Verdict], None],
+) -> int:
+    """Evaluate and write the patients one by one; give the number of those that failed."""
+    screening = build_screening(settings)
+    trial = screening.trial(trial_id)
+    source = build_source(settings, screening.site)
+    day = as_of or date.fromisoformat(today(screening.site))
+    ids = [patient.removeprefix("Patient/") for patient in patients] or list(source.patient_ids())
+    failed = 0
+    for patient in tracked(ids, "evaluating"):
+        try:
+            verdict = screening.evaluate_patient(trial, source, patient, day)
+        except EligibilityError as error:
+            # One bad record stops nobody else's; the caller learns of it by name.
+            failed += 1
+            click.echo(f"Patient/{patient}: {error.message}", err=True)
+            continue
+        write(verdict)
+    return failed
+
+
+def _writer(form: str, settings: Settings) -> Callable[[Verdict], None]:
+    if form == "json":
+        return lambda verdict: click.echo(verdict_line(verdict))
+    if form == "fhir":
+        return lambda verdict: click.echo(_fhir_line(verdict, settings))
+    out = console()
+    return lambda verdict: print_verdict(verdict, out)
+
+
+def _fhir_line(verdict: Verdict, settings: Settings) -> str:
+    response = guidance_response(verdict, canonical_base=settings.canonical_base)
+    return msgspec.json.encode(response).decode()

@@ -1,0 +1,1 @@
+"""Criteria: rules over facts, their results and the verdict."""

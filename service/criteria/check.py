@@ -1,0 +1,334 @@
+"""Finds mistakes in mapping files, each with file and line, before they meet a patient.
+
+Loading refuses what can't work, at the first mistake; this lists all it can find, also what
+works but can't be meant: a set that is empty or never used, a code in two sets that contradict
+each other, a protocol's sentence that no criterion covers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import msgspec
+from ruamel.yaml.comments import CommentedMap, CommentedSeq
+
+from service.criteria.rules.base import RuleBase, WindowText
+from service.criteria.trial import CriterionFile, TrialFile, load_trial, plain
+from service.errors import MappingError
+from service.site import load_site
+from service.terms import CodeSet, Role, Terms, load_terms
+from service.yamlfile import load_yaml
+
+# Sets that reading a result uses, whatever the trial (semantics 1.4, coded results).
+_ANSWERS = ("result-positive", "result-negative", "result-indeterminate")
+# Parameters of one rule whose sets mean opposite things, so that no code may be in both.
+_OPPOSITE = (
+    ("positive_codes", "negative_codes"),
+    ("status_pregnant", "status_not_pregnant"),
+    ("stated", "other"),
+    ("stated", "unstated"),
+    ("accepted", "rejected"),
+    ("remission", "relapse"),
+)
+_NUMBERED = re.compile(r"([A-Z])([0-9]+)")
+_WINDOW_PATTERN = WindowText.__metadata__[0].pattern
+_WINDOW_MISTAKE = "a window needs a number and its unit, as in: 28 days"
+_AS_NUMBER = re.compile(r"Expected `str[^`]*`, got `int`")
+
+
+class Finding(NamedTuple):
+    """A mistake, and where it is."""
+
+    file: str
+    line: int | None
+    message: str
+
+
+def check_files(paths: Sequence[Path], mappings: Path) -> list[Finding]:
+    """Check files or whole folders of mappings.
+
+    ``mappings`` holds the code sets for a trial or site file that lies elsewhere.
+    """
+    found: list[Finding] = []
+    for path in paths:
+        if path.is_dir():
+            found += _folder(path)
+        elif path.suffix in (".yaml", ".yml"):
+            found += _yaml(path, _home(path) or mappings)
+        elif path.suffix == ".csv" and (home := _home(path)) is not None:
+            found += [one for one in _folder(home) if Path(one.file) == path]
+        else:
+            found.append(Finding(str(path), None, "no trial, site, set or table of mappings"))
+    return list(dict.fromkeys(found))
+
+
+def _home(path: Path) -> Path | None:
+    """Find the folder of mappings that a file belongs to."""
+    for folder in path.resolve().parents[:2]:
+        if (folder / "sets.yaml").is_file():
+            return folder
+    return None
+
+
+def _folder(folder: Path) -> list[Finding]:
+    try:
+        terms = load_terms(folder)
+    except MappingError as error:
+        return [_of(error, folder)]
+    trials = sorted((folder / "trials").glob("*.yaml"))
+    found = [*_sets(terms, folder)]
+    for path in (*trials, *sorted(folder.glob("site*.yaml"))):
+        found += _yaml(path, folder)
+    if not found:
+        found += _unused(terms, trials, folder)
+    return found
+
+
+def _yaml(path: Path, mappings: Path) -> list[Finding]:
+    try:
+        content = load_yaml(path)
+        if path.name == "sets.yaml":
+            return [one for one in _folder(path.parent) if Path(one.file) == path]
+        if "criteria" in content:
+            return _trial(path, content.content, load_terms(mappings))
+        site = load_site(path)
+        load_terms(mappings, local_codes=site.local_codes, spellings=site.spellings, ulns=site.ulns)
+    except MappingError as error:
+        return [_of(error, path)]
+    return []
+
+
+def _of(error: MappingError, near: Path) -> Finding:
+    """Give an error's place with the file's whole path."""
+    folder = near if near.is_dir() else near.parent
+    for path in (near, folder / error.file, folder / "codes" / error.file):
+        if path.name == error.file:
+            return Finding(str(path), error.line, error.problem)
+    return Finding(error.file, error.line, error.problem)
+
+
+# --- code sets
+
+
+def _sets(terms: Terms, folder: Path) -> Iterator[Finding]:
+    for code_set in terms.sets.values():
+        if not code_set.rows and not code_set.local:
+            place = str(folder / code_set.file)
+            yield Finding(place, code_set.line, f"the code set {code_set.name!r} has no codes")
+        yield from _rows(code_set, terms, folder)
+
+
+def _rows(code_set: CodeSet, terms: Terms, folder: Path) -> Iterator[Finding]:
+    """Find codes listed twice in a set, in one role or in two."""
+    known: dict[tuple[str, str, str], Role] = {}
+    for row in code_set.rows:
+        key = (row.system, terms.normal_code(row.system, row.code), row.match)
+        place = str(folder / "codes" / row.file)
+        if key not in known:
+            known[key] = row.role
+        elif known[key] is row.role:
+            yield Finding(place, row.line, f"{row.code} is listed twice in {code_set.name!r}")
+        else:
+            message = f"{row.code} is both {known[key]} and {row.role} in {code_set.name!r}"
+            yield Finding(place, row.line, message)
+
+
+def _unused(terms: Terms, trials: Iterable[Path], folder: Path) -> Iterator[Finding]:
+    used = set(_ANSWERS)
+    for path in trials:
+        used.update(load_trial(path, terms).sets())
+    for code_set in terms.sets.values():
+        if code_set.name not in used:
+            place = str(folder / code_set.file)
+            yield Finding(place, code_set.line, f"no trial uses the code set {code_set.name!r}")
+
+
+# --- trials
+
+
+def _trial(path: Path, raw: CommentedMap, terms: Terms) -> list[Finding]:
+    found = [Finding(str(path), line, f"the id {name} is used twice") for name, line in _twice(raw)]
+    try:
+        stated = msgspec.convert(plain(raw), TrialFile)
+    except msgspec.ValidationError:
+        return found + _first_mistake(path, terms)
+    places = _Places(str(path), raw)
+    found += _uncovered(stated, places)
+    found += _unknown_sets(stated, terms, places)
+    for criterion in _walk(stated.criteria):
+        if criterion.rule is not None:
+            found += _rule(criterion.id, criterion.rule, terms, places)
+    return found or _first_mistake(path, terms)
+
+
+def _first_mistake(path: Path, terms: Terms) -> list[Finding]:
+    """Load the file as the service does, which stops at the first mistake."""
+    try:
+        load_trial(path, terms)
+    except MappingError as error:
+        finding = _of(error, path)
+        if _WINDOW_PATTERN in finding.message or _is_window(finding.message):
+            finding = finding._replace(message=_WINDOW_MISTAKE)
+        return [finding]
+    return []
+
+
+def _is_window(message: str) -> bool:
+    """Tell whether a number stands where a window belongs (``within: 28``)."""
+    field = re.search(r"\.(\w+)\)$", message)
+    return bool(_AS_NUMBER.search(message)) and field is not None and field[1] in _window_fields()
+
+
+def _window_fields() -> set[str]:
+    found: set[str] = set()
+    waiting: list[type] = [msgspec.Struct]
+    while waiting:
+        for kind in waiting.pop().__subclasses__():
+            waiting.append(kind)
+            annotations = getattr(kind, "__annotations__", {})
+            found.update(name for name, text in annotations.items() if "WindowText" in str(text))
+    return found
+
+
+class _Places:
+    """Where a trial file holds each text."""
+
+    def __init__(self, file: str, raw: CommentedMap) -> None:
+        self.file = file
+        self._lines: dict[str, list[int]] = {}
+        for text, line in _texts(raw):
+            self._lines.setdefault(text, []).append(line)
+
+    def finding(self, text: str, message: str) -> Iterator[Finding]:
+        """Make a finding for each line that holds the text."""
+        for line in dict.fromkeys(self._lines.get(text, [1])):
+            yield Finding(self.file, line, message)
+
+    def first(self, text: str) -> int:
+        """Give the first line that holds the text."""
+        return self._lines.get(text, [1])[0]
+
+
+def _texts(node: Any) -> Iterator[tuple[str, int]]:
+    """List the texts of a YAML node with their lines (keys that name sets too)."""
+    if isinstance(node, CommentedMap):
+        for key, value in node.items():
+            yield str(key), node.lc.key(key)[0] + 1
+            if isinstance(value, str):
+                yield str(value), node.lc.value(key)[0] + 1
+            else:
+                yield from _texts(value)
+    elif isinstance(node, CommentedSeq):
+        for index, value in enumerate(node):
+            if isinstance(value, str):
+                yield str(value), node.lc.item(index)[0] + 1
+            else:
+                yield from _texts(value)
+
+
+def _twice(node: Any, seen: set[str] | None = None) -> Iterator[tuple[str, int]]:
+    """Find criteria and parts whose id was used before."""
+    seen = set() if seen is None else seen
+    for key in ("criteria", "parts"):
+        for entry in (node.get(key) if isinstance(node, CommentedMap) else None) or ():
+            if not isinstance(entry, CommentedMap):
+                continue
+            name = entry.get("id")
+            if isinstance(name, str):
+                if name in seen:
+                    yield str(name), entry.lc.key("id")[0] + 1
+                seen.add(name)
+            yield from _twice(entry, seen)
+
+
+def _walk(criteria: Iterable[CriterionFile]) -> Iterator[CriterionFile]:
+    for criterion in criteria:
+        yield criterion
+        yield from _walk(criterion.parts)
+
+
+def _uncovered(stated: TrialFile, places: _Places) -> Iterator[Finding]:
+    """Find numbers of the protocol's sentences that no criterion has."""
+    numbers: dict[str, set[int]] = {}
+    for criterion in stated.criteria:
+        found = _NUMBERED.fullmatch(criterion.id)
+        if found is not None:
+            numbers.setdefault(found[1], set()).add(int(found[2]))
+        if not criterion.text:
+            message = f"{criterion.id} lacks the protocol's sentence (text)"
+            yield Finding(places.file, places.first(criterion.id), message)
+    for letter, have in numbers.items():
+        for number in sorted(set(range(1, max(have))) - have):
+            message = f"no criterion covers the protocol's sentence {letter}{number}"
+            yield Finding(places.file, places.first("criteria"), message)
+
+
+def _unknown_sets(stated: TrialFile, terms: Terms, places: _Places) -> Iterator[Finding]:
+    named = dict.fromkeys(stated.index)
+    for criterion in _walk(stated.criteria):
+        if criterion.rule is not None:
+            for reads in criterion.rule.reads():
+                named.update(dict.fromkeys(reads.sets))
+    for name in named:
+        if name not in terms.sets:
+            yield from places.finding(name, f"there is no code set {name!r}")
+
+
+def _rule(name: str, rule: RuleBase, terms: Terms, places: _Places) -> Iterator[Finding]:
+    line = places.first(name)
+    for problem in rule.problems():
+        yield Finding(places.file, line, f"{name}: {problem}")
+    for part in _structs(rule):
+        unit = getattr(part, "unit", None)
+        if isinstance(unit, str) and terms.unit(unit) is None:
+            yield from places.finding(unit, f"{name}: no unit {unit!r} in units.csv")
+        analyte = getattr(part, "analyte", None)
+        known = {limit.analyte for limit in terms.ulns} | set(terms.molar_masses)
+        if isinstance(analyte, str) and analyte not in known:
+            yield from places.finding(analyte, f"{name}: no analyte {analyte!r} in units.csv")
+        for one, other in _opposites(part):
+            for code in _shared(one, other, terms):
+                message = f"{name}: {code} is in both {one!r} and {other!r}, which are opposites"
+                yield Finding(places.file, line, message)
+
+
+def _structs(value: object) -> Iterator[msgspec.Struct]:
+    """Go through a rule and everything inside it."""
+    if isinstance(value, msgspec.Struct):
+        yield value
+        for field in value.__struct_fields__:
+            yield from _structs(getattr(value, field))
+    elif isinstance(value, tuple):
+        for entry in value:
+            yield from _structs(entry)
+
+
+def _opposites(part: msgspec.Struct) -> Iterator[tuple[str, str]]:
+    """List pairs of sets that no code may share: opposite parameters, grades of a scale."""
+    for first, second in _OPPOSITE:
+        for one in getattr(part, first, ()) or ():
+            for other in getattr(part, second, ()) or ():
+                yield one, other
+    grades = getattr(part, "grades", None) or {}
+    yield from combinations(dict.fromkeys(grades.values()), 2)
+    answers = getattr(part, "answers", None) or {}
+    for one, other in combinations(answers, 2):
+        if answers[one] != answers[other]:
+            yield one, other
+
+
+def _shared(one: str, other: str, terms: Terms) -> Iterator[str]:
+    """List codes that both sets include."""
+    if one not in terms.sets or other not in terms.sets:
+        return
+    for name, opposite in ((one, other), (other, one)):
+        for row in terms.sets[name].rows:
+            if row.role is not Role.INCLUDE or row.match == "range":
+                continue
+            roles = terms.roles_of(row.system, row.code)
+            if roles.get(name) is Role.INCLUDE and roles.get(opposite) is Role.INCLUDE:
+                yield row.code

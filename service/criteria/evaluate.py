@@ -1,0 +1,110 @@
+"""Evaluates every criterion as of a day and combines the verdict (semantics 1.1, 1.7)."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from service.criteria.context import Context, Draft, unique
+from service.criteria.model import Result, Verdict, VerdictCode, walk
+from service.criteria.trial import Criterion, Trial
+from service.facts.model import PatientFacts
+from service.values.dates import day_text
+from service.values.logic import Outcome, Reason, all_of, any_of
+
+
+def evaluate(trial: Trial, facts: PatientFacts, as_of: date) -> Verdict:
+    """Evaluate a patient's facts for a trial; a pure function of its arguments."""
+    day = as_of.toordinal()
+    ctx = _context(trial, facts, day)
+    results = tuple(ctx.result(criterion.id) for criterion in trial.criteria)
+    return Verdict(
+        trial=trial.id,
+        trial_version=trial.version,
+        patient=facts.person.reference,
+        as_of=as_of.isoformat(),
+        code=verdict_of(results),
+        valid_until=_valid_until(trial, facts, ctx),
+        criteria=results,
+        messages=facts.messages,
+        patient_version=facts.person.version,
+    )
+
+
+def verdict_of(results: tuple[Result, ...]) -> VerdictCode:
+    """Combine criteria: ineligible if one fails, eligible if all pass (semantics 1.1)."""
+    outcome = all_of(result.outcome for result in results)
+    return {
+        Outcome.FAIL: VerdictCode.INELIGIBLE,
+        Outcome.PASS: VerdictCode.ELIGIBLE,
+        Outcome.UNKNOWN: VerdictCode.POTENTIALLY_ELIGIBLE,
+    }[outcome]
+
+
+def valid_until_of(trial: Trial, facts: PatientFacts, as_of: date, criterion_id: str) -> str | None:
+    """Give the last day on which one criterion keeps its outcome; None if it holds."""
+    ctx = _context(trial, facts, as_of.toordinal())
+    ctx.result(criterion_id)
+    return _valid_until(trial, facts, ctx)
+
+
+def _context(trial: Trial, facts: PatientFacts, day: int) -> Context:
+    return Context(
+        facts=facts,
+        as_of=day,
+        evaluate=lambda criterion_id, ctx: _result(trial.by_id[criterion_id], ctx),
+        index_sets=trial.index,
+        study_identifiers=trial.identifiers,
+    )
+
+
+def _valid_until(trial: Trial, facts: PatientFacts, ctx: Context) -> str | None:
+    """Find the first day on which a test turns and with it an outcome.
+
+    Only the criteria whose tests turn on a day are evaluated again as of that day.
+    """
+    known = {
+        result.id: result.outcome
+        for result, _ in walk(tuple(ctx.results.values()))
+    }
+    for day in sorted(ctx.turning_days):
+        later = _context(trial, facts, day)
+        for criterion_id in ctx.turning_days[day]:
+            if later.result(criterion_id).outcome is not known[criterion_id]:
+                return day_text(day - 1)
+    return None
+
+
+def _result(criterion: Criterion, ctx: Context) -> Result:
+    ctx.stack.append(criterion.id)
+    try:
+        if criterion.rule is not None:
+            return _of_draft(criterion, criterion.rule.evaluate(ctx))
+        parts = tuple(ctx.result(part.id) for part in criterion.parts)
+        return _of_parts(criterion, parts)
+    finally:
+        ctx.stack.pop()
+
+
+def _of_draft(criterion: Criterion, draft: Draft) -> Result:
+    settled = draft.settled_by if draft.outcome is Outcome.UNKNOWN else ()
+    return Result(
+        criterion.id, criterion.kind, criterion.text, draft.outcome, draft.reason, draft.message,
+        draft.evidence, draft.assumptions, settled,
+    )
+
+
+def _of_parts(criterion: Criterion, parts: tuple[Result, ...]) -> Result:
+    """Combine parts: the first in order with the parent's outcome gives the reason."""
+    outcomes = [part.outcome for part in parts]
+    outcome = all_of(outcomes) if criterion.combine == "all" else any_of(outcomes)
+    same = [part for part in parts if part.outcome is outcome]
+    first = next((part for part in same if part.reason is not Reason.NOT_APPLICABLE), same[0])
+    unknown = [part for part in parts if part.outcome is Outcome.UNKNOWN]
+    return Result(
+        criterion.id, criterion.kind, criterion.text, outcome, first.reason,
+        f"{first.id}: {first.message}",
+        unique(*(part.evidence for part in parts)),
+        unique(*(part.assumptions for part in parts)),
+        unique(*(part.settled_by for part in unknown)) if outcome is Outcome.UNKNOWN else (),
+        parts,
+    )

@@ -1,0 +1,794 @@
+"""Rules of B-cell leukaemia trials: lineage, remission, relapse, antigen (part 2, I2, I3)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from decimal import Decimal
+from fractions import Fraction
+
+from service.criteria.context import (
+    Context,
+    Draft,
+    Finding,
+    Gap,
+    assumptions_of,
+    draft_of,
+    evidence_of,
+    finding_of,
+    settles,
+    unavailable,
+    unique,
+    worst,
+)
+from service.criteria.latest import judge_latest, observations, select
+from service.criteria.model import Settles
+from service.criteria.reading import (
+    Polarity,
+    plausible,
+    read_number,
+    read_polarity,
+    to_unit,
+)
+from service.criteria.rules.base import Reads, RuleBase, SetNames, WindowText, window_of
+from service.criteria.rules.records import Finder
+from service.facts.model import ConditionFact, EventFact, Fact, ObservationFact, Standing
+from service.terms import Match
+from service.values.dates import When, forward
+from service.values.logic import Outcome, Reason
+from service.values.quantities import Interval, Measured, Unit
+
+PERCENT = "%"
+
+
+def _conditions(ctx: Context, sets: Sequence[str]) -> list[tuple[Match, ConditionFact]]:
+    return [
+        (match, fact) for match, fact in ctx.find("Condition", sets)
+        if isinstance(fact, ConditionFact)
+    ]
+
+
+def _firm(fact: Fact) -> bool:
+    if isinstance(fact, ConditionFact):
+        return fact.confirmed and not fact.modified
+    if isinstance(fact, EventFact):
+        return fact.standing is Standing.COUNTS and not fact.modified
+    return True
+
+
+def _unknown(reason: Reason, text: str, facts: Sequence[Fact]) -> Finding:
+    return Finding(
+        Outcome.UNKNOWN, reason, text, tuple(evidence_of(fact) for fact in facts),
+        unique(*(assumptions_of(fact) for fact in facts)),
+        tuple(settles(reason, fact.reference) for fact in facts),
+    )
+
+
+class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
+    """Diagnosis by lineage: stated, of the other lineage, not stated, not even specified.
+
+    ``confirmed_by``: the criterion whose pass (an antigen of the lineage on the blasts)
+    supplies a lineage that the code doesn't state.
+    """
+
+    stated: SetNames
+    other: SetNames
+    unstated: SetNames
+    unspecified: tuple[str, ...] = ()
+    confirmed_by: str
+
+    def evaluate(self, ctx: Context) -> Draft:
+        every = (*self.stated, *self.other, *self.unstated, *self.unspecified)
+        found = [(m, f) for m, f in _conditions(ctx, every) if m is not Match.EXCLUDE]
+        stated = [fact for _, fact in found if fact.concept.included(self.stated)]
+        sure = [fact for fact in stated if _firm(fact) and not fact.conflicting]
+        if sure:
+            return self._present(sure, "the diagnosis is on record with its lineage")
+        return draft_of(self._without(ctx, found, stated))
+
+    def _without(
+        self,
+        ctx: Context,
+        found: list[tuple[Match, ConditionFact]],
+        stated: list[ConditionFact],
+    ) -> Finding:
+        """Go through what is left when no confirmed record states the lineage."""
+        gaps = ctx.gaps(("Condition",), (*self.stated, *self.other, *self.unstated))
+        copies = [fact for fact in stated if fact.conflicting and _firm(fact)]
+        if copies:
+            return _unknown(Reason.CONFLICTING_DATA, "copies of the diagnosis differ", copies)
+        other = [fact for _, fact in found if fact.concept.included(self.other)]
+        loose = [
+            fact for match, fact in found
+            if not _firm(fact) and match in (Match.INCLUDE, Match.CONFLICT, Match.UNMAPPED)
+        ]
+        antigen = ctx.result(self.confirmed_by).outcome
+        sure_other = [fact for fact in other if _firm(fact)]
+        if sure_other and not stated:
+            return self._of_other(ctx, sure_other, antigen, gaps)
+        plain = [
+            (fact.concept.match(self.unstated), fact) for _, fact in found
+            if _firm(fact) and fact not in other
+        ]
+        unstated = [fact for match, fact in plain if match is Match.INCLUDE]
+        if unstated and antigen is Outcome.PASS:
+            if gaps:
+                return unavailable(gaps, self.stated, "a diagnosis of the other lineage")
+            return finding_of(self._present(unstated, "the antigen supplies the lineage"))
+        if loose:
+            return _unknown(Reason.UNCONFIRMED, "the diagnosis is not confirmed", loose)
+        torn = [fact for match, fact in plain if match is Match.CONFLICT]
+        if torn:
+            return _unknown(Reason.CONFLICTING_DATA, "codes contradict each other", torn)
+        vague = [fact for match, fact in found if _firm(fact) and match is not Match.EXCLUDE]
+        if vague:
+            return _unknown(
+                Reason.UNMAPPED_CODE, "a leukaemia is on record without its lineage", vague
+            )
+        if gaps:
+            return unavailable(gaps, (*self.stated, *self.unstated), "the diagnosis")
+        return Finding(Outcome.FAIL, Reason.RECORD_ABSENT, "the diagnosis is not on record")
+
+    def _of_other(
+        self,
+        ctx: Context,
+        sure: list[ConditionFact],
+        antigen: Outcome,
+        gaps: tuple[Gap, ...],
+    ) -> Finding:
+        if antigen is Outcome.PASS:
+            return _unknown(
+                Reason.CONFLICTING_DATA,
+                "another lineage is on record, but the antigen speaks for the one asked for", sure,
+            )
+        if gaps:
+            missing = unavailable(gaps, self.stated, "a diagnosis with the lineage asked for")
+            return missing._replace(evidence=tuple(evidence_of(fact) for fact in sure))
+        return Finding(
+            Outcome.FAIL, Reason.RECORD_PRESENT, "the leukaemia is of another lineage",
+            tuple(evidence_of(fact) for fact in sure),
+            unique(*(assumptions_of(fact) for fact in sure)),
+        )
+
+    @staticmethod
+    def _present(facts: list[ConditionFact], text: str) -> Draft:
+        return Draft(
+            Outcome.PASS, Reason.RECORD_PRESENT, text,
+            tuple(evidence_of(fact) for fact in facts),
+            unique(*(assumptions_of(fact) for fact in facts)),
+        )
+
+    def words(self) -> str:
+        return (
+            f"a confirmed condition in {', '.join(self.stated)}: pass; else one in "
+            f"{', '.join(self.other)}: fail; else one in {', '.join(self.unstated)}: pass if "
+            f"{self.confirmed_by} passes, else unknown; none: fail"
+        )
+
+    def reads(self) -> Iterator[Reads]:
+        yield Reads("Condition", (*self.stated, *self.other, *self.unstated, *self.unspecified))
+
+    def unknowns(self) -> tuple[str, ...]:
+        return ("unmapped-code", "conflicting-data", "unconfirmed", "source-unavailable")
+
+
+def relapses(
+    ctx: Context, codes: Sequence[str], diagnosis: Sequence[str]
+) -> list[ConditionFact]:
+    """List relapses: of a relapse code, or of the diagnosis with status relapse (I2.b)."""
+    coded = [fact for match, fact in _conditions(ctx, codes) if match is Match.INCLUDE]
+    relapsed = [
+        fact for match, fact in _conditions(ctx, diagnosis)
+        if match is not Match.EXCLUDE
+        and match is not Match.UNMAPPED
+        and fact.clinical in ("relapse", "recurrence")
+    ]
+    return list({id(fact): fact for fact in (*coded, *relapsed)}.values())
+
+
+class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-duration"):
+    """How long the first remission lasted until relapse (I2.b)."""
+
+    at_most: WindowText
+    remission: SetNames
+    remission_status: tuple[str, ...] = ()
+    remission_value: tuple[str, ...] = ()
+    relapse: SetNames
+    diagnosis: SetNames
+    transplant: tuple[str, ...] = ()
+    question: str
+
+    def evaluate(self, ctx: Context) -> Draft:
+        remissions = self._remissions(ctx)
+        relapsed = [f for f in relapses(ctx, self.relapse, self.diagnosis) if _firm(f)]
+        shown = tuple(evidence_of(fact) for fact in (*remissions, *relapsed))
+        dated = [fact for fact in remissions if fact.when is not None]
+        if not dated:
+            return self._judge("no dated first remission on record", shown)
+        first = min(dated, key=lambda fact: fact.when.start if fact.when else 0)
+        began = first.when
+        assert began is not None
+        later = [
+            fact for fact in relapsed
+            if fact.onset is not None and not fact.onset.definitely_before(began)
+        ]
+        if self._preceded(ctx, began, relapsed):
+            return self._judge("a relapse or a transplantation precedes that remission", shown)
+        if not later:
+            return self._judge("no relapse after the first remission on record", shown)
+        relapse = min(later, key=lambda fact: fact.onset.start if fact.onset else 0)
+        gaps = ctx.gaps(
+            ("Condition", "Observation", "Procedure"),
+            (*self.remission, *self.remission_status, *self.relapse, *self.diagnosis,
+             *self.transplant),
+        )
+        if gaps:
+            missing = unavailable(gaps, (*self.remission, *self.relapse), "the first remission")
+            return draft_of(missing._replace(evidence=shown))
+        return self._compared(began, first, relapse, shown)
+
+    def _compared(
+        self, began: When, first: Fact, relapse: ConditionFact, shown: tuple
+    ) -> Draft:
+        assert relapse.onset is not None
+        window = window_of(self.at_most)
+        facts = (first, relapse)
+        assumptions = unique(*(assumptions_of(fact) for fact in facts))
+        text = f"first remission {began.text}, relapse {relapse.onset.text}; limit {self.at_most}"
+        evidence = tuple(
+            entry._replace(compared=text, threshold=f"<= {self.at_most}") for entry in shown
+        )
+        after = began.definitely_before(relapse.onset) or began.same_time(relapse.onset)
+        if after and relapse.onset.last <= forward(began.first, window):
+            return Draft(Outcome.PASS, Reason.VALUE_MEETS, text, evidence, assumptions)
+        if relapse.onset.first > forward(began.last, window):
+            return Draft(Outcome.FAIL, Reason.VALUE_VIOLATES, text, evidence, assumptions)
+        return draft_of(
+            _unknown(Reason.INDETERMINATE_DATE, text, facts)._replace(evidence=evidence)
+        )
+
+    def _remissions(self, ctx: Context) -> list[Fact]:
+        found: list[Fact] = [
+            fact for match, fact in _conditions(ctx, self.remission)
+            if match is Match.INCLUDE and _firm(fact)
+        ]
+        for match, fact in observations(ctx, self.remission_status):
+            if match is Match.INCLUDE and fact.coded is not None and not fact.modified:
+                if fact.coded.included(self.remission_value) and self._of_disease(fact, ctx):
+                    found.append(fact)
+        return found
+
+    def _of_disease(self, fact: ObservationFact, ctx: Context) -> bool:
+        """A disease status that is about another condition says nothing of this one."""
+        focused = [c for c in ctx.facts.conditions if c.reference in fact.focus]
+        return not focused or any(
+            c.concept.included((*self.diagnosis, *self.remission, *self.relapse)) for c in focused
+        )
+
+    def _preceded(self, ctx: Context, began: When, relapsed: list[ConditionFact]) -> bool:
+        for fact in relapsed:
+            if fact.onset is not None and fact.onset.definitely_before(began):
+                return True
+        for kind in ("Procedure", "Condition"):
+            for match, fact in ctx.find(kind, self.transplant):
+                if match is Match.EXCLUDE:
+                    continue
+                if fact.when is None or not began.definitely_before(fact.when):
+                    return True
+        return False
+
+    def _judge(self, text: str, shown: tuple) -> Draft:
+        return Draft(
+            Outcome.UNKNOWN, Reason.JUDGEMENT_REQUIRED, f"{self.question} ({text})", shown,
+            settled_by=(Settles(self.question),),
+        )
+
+    def words(self) -> str:
+        return (
+            f"first remission ({', '.join((*self.remission, *self.remission_status))}) to the "
+            f"earliest later relapse ({', '.join(self.relapse)}): at most {self.at_most}: pass, "
+            "longer: fail; otherwise judgement"
+        )
+
+    def reads(self) -> Iterator[Reads]:
+        yield Reads("Condition", (*self.remission, *self.relapse, *self.diagnosis, *self.transplant))
+        yield Reads("Observation", (*self.remission_status, *self.remission_value))
+        yield Reads("Procedure", self.transplant)
+
+    def unknowns(self) -> tuple[str, ...]:
+        return ("judgement-required", "indeterminate-date", "source-unavailable")
+
+
+class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-after-transplant"):
+    """A relapse, positive residual disease or blasts after the latest transplantation (I2.d)."""
+
+    transplant: SetNames
+    transplant_status: tuple[str, ...] = ()
+    relapse: SetNames
+    diagnosis: SetNames
+    residual: SetNames
+    residual_from: Decimal
+    blasts: SetNames
+    blasts_from: Decimal
+    reports: tuple[str, ...] = ()
+
+    def evaluate(self, ctx: Context) -> Draft:
+        done, status, doubtful = self._transplants(ctx)
+        shown = tuple(evidence_of(fact) for fact in (*done, *status, *doubtful))
+        if not done and not status:
+            draft = self._none(ctx, doubtful)
+        else:
+            draft = self._after(ctx, done, status)
+        return Draft(
+            draft.outcome, draft.reason, draft.message, unique(shown, draft.evidence),
+            draft.assumptions, draft.settled_by,
+        )
+
+    def _transplants(self, ctx: Context) -> tuple[list[Fact], list[Fact], list[Fact]]:
+        done: list[Fact] = []
+        status: list[Fact] = []
+        doubtful: list[Fact] = []
+        sets = (*self.transplant, *self.transplant_status)
+        for kind in ("Procedure", "Condition"):
+            for match, fact in ctx.find(kind, sets):
+                if match is Match.EXCLUDE:
+                    continue
+                if not _firm(fact) or match is not Match.INCLUDE or fact.conflicting:
+                    doubtful.append(fact)
+                elif kind == "Procedure" and fact.concept.included(self.transplant):
+                    done.append(fact)
+                else:
+                    status.append(fact)
+        return done, status, doubtful
+
+    def _none(self, ctx: Context, doubtful: list[Fact]) -> Draft:
+        sets = (*self.transplant, *self.transplant_status)
+        findings = [
+            _unknown(self._doubt(fact), "a transplantation may have been done", (fact,))
+            for fact in doubtful
+        ]
+        decided = worst(findings)
+        if decided is not None:
+            return draft_of(decided)
+        gaps = ctx.gaps(("Procedure", "Condition"), sets)
+        if gaps:
+            return draft_of(unavailable(gaps, sets, "a transplantation"))
+        return Draft(Outcome.FAIL, Reason.RECORD_ABSENT, "no transplantation on record")
+
+    def _doubt(self, fact: Fact) -> Reason:
+        if not _firm(fact):
+            return Reason.UNCONFIRMED
+        match = fact.concept.match((*self.transplant, *self.transplant_status))
+        if match is Match.UNMAPPED:
+            return Reason.UNMAPPED_CODE
+        return Reason.CONFLICTING_DATA
+
+    def _after(self, ctx: Context, done: list[Fact], status: list[Fact]) -> Draft:
+        since = self._since(done) if done else self._earliest(status)
+        findings = self._findings(ctx, since)
+        passed = [finding for finding in findings if finding.outcome is Outcome.PASS]
+        if passed:
+            gaps = ctx.gaps(("Procedure",), self.transplant)
+            if gaps and done:
+                return draft_of(unavailable(gaps, self.transplant, "a later transplantation"))
+            return draft_of(passed[0]._replace(evidence=unique(*(f.evidence for f in passed))))
+        decided = worst([f for f in findings if f.outcome is Outcome.UNKNOWN])
+        if decided is not None:
+            return draft_of(decided)
+        if not done:
+            return draft_of(
+                _unknown(
+                    Reason.INDETERMINATE_DATE,
+                    "when the transplantation was done isn't recorded", status,
+                )
+            )
+        sets = (*self.relapse, *self.diagnosis, *self.residual, *self.blasts, *self.transplant)
+        gaps = ctx.gaps(("Procedure", "Condition", "Observation"), sets)
+        if gaps:
+            return draft_of(unavailable(gaps, sets, "a relapse after transplantation"))
+        return Draft(
+            Outcome.FAIL, Reason.RECORD_ABSENT, "no relapse on record after the transplantation"
+        )
+
+    @staticmethod
+    def _since(done: list[Fact]) -> When | None:
+        """Give the time of the latest transplantation; None if one is undated."""
+        if any(fact.when is None for fact in done):
+            return None
+        return max((f.when for f in done if f.when), key=lambda when: (when.end, when.start))
+
+    @staticmethod
+    def _earliest(status: list[Fact]) -> When | None:
+        dated = [fact.when for fact in status if fact.when]
+        return min(dated, key=lambda when: (when.end, when.start), default=None)
+
+    def _findings(self, ctx: Context, since: When | None) -> list[Finding]:
+        found: list[Finding] = []
+        for relapse in relapses(ctx, self.relapse, self.diagnosis):
+            found += self._of_relapse(relapse, since, ctx)
+        results: list[Finding] = []
+        for match, fact in observations(ctx, (*self.residual, *self.blasts)):
+            if not fact.has_value and not fact.interpretation:
+                continue
+            placed = _placed(fact.when, since)
+            if placed is False:
+                continue
+            finding = self._of_result(fact, ctx)
+            if match is Match.CONFLICT:
+                finding = _unknown(Reason.CONFLICTING_DATA, "codes contradict each other", (fact,))
+            results += [finding] if placed else _undated(finding, fact)
+        found += [finding for finding in results if finding.outcome is not Outcome.FAIL]
+        if not found and not results:
+            for _, fact in observations(ctx, self.reports):
+                if _placed(fact.when, since) is True:
+                    found.append(
+                        _unknown(Reason.UNREADABLE_VALUE, "only a narrative report", (fact,))
+                    )
+        return found
+
+    def _of_relapse(
+        self, fact: ConditionFact, since: When | None, ctx: Context
+    ) -> list[Finding]:
+        placed = _placed(fact.onset, since)
+        active = fact.clinical in ("active", "relapse", "recurrence")
+        if placed is False and not active:
+            return []
+        if not _firm(fact):
+            if placed is False:
+                return []
+            return [_unknown(Reason.UNCONFIRMED, "the relapse is not confirmed", (fact,))]
+        if fact.conflicting:
+            return [_unknown(Reason.CONFLICTING_DATA, "copies of the relapse differ", (fact,))]
+        if placed is not True:
+            text = "the relapse is active, but its onset is not after the transplantation"
+            return [_unknown(Reason.INDETERMINATE_DATE, text, (fact,))]
+        return [
+            Finding(
+                Outcome.PASS, Reason.RECORD_PRESENT,
+                f"{fact.reference}: relapse after transplantation", (evidence_of(fact),),
+                assumptions_of(fact),
+            )
+        ]
+
+    def _of_result(self, fact: ObservationFact, ctx: Context) -> Finding:
+        if fact.conflicting:
+            return _unknown(Reason.CONFLICTING_DATA, "copies of the result differ", (fact,))
+        if fact.concept.included(self.blasts):
+            return self._number(fact, ctx, self.blasts_from, above_zero=False)
+        polarity = read_polarity(fact, ctx.facts.terms)
+        numeric = self._number(fact, ctx, self.residual_from, above_zero=True)
+        if isinstance(polarity, Reason):
+            if polarity is Reason.CONFLICTING_DATA:
+                return _unknown(polarity, "the result contradicts itself", (fact,))
+            return numeric
+        positive = polarity is Polarity.POSITIVE
+        if positive and numeric.outcome is Outcome.FAIL:
+            return _unknown(Reason.CONFLICTING_DATA, "number and statement differ", (fact,))
+        if not positive and numeric.outcome is Outcome.PASS:
+            return _unknown(Reason.CONFLICTING_DATA, "number and statement differ", (fact,))
+        evidence = (evidence_of(fact, compared=polarity.value),)
+        text = f"{fact.reference}: residual disease {polarity.value}"
+        if positive:
+            return Finding(Outcome.PASS, Reason.VALUE_MEETS, text, evidence, assumptions_of(fact))
+        return Finding(Outcome.FAIL, Reason.VALUE_VIOLATES, text, evidence, assumptions_of(fact))
+
+    def _number(
+        self, fact: ObservationFact, ctx: Context, limit: Decimal, *, above_zero: bool
+    ) -> Finding:
+        interval = percent_of(fact, ctx)
+        if isinstance(interval, Reason):
+            return _unknown(interval, "the result can't be compared", (fact,))
+        answer = interval.at_least(Fraction(limit))
+        threshold = f">= {limit} %"
+        evidence = (evidence_of(fact, compared=f"{interval} %", threshold=threshold),)
+        text = f"{fact.reference}: {interval} %, asked for {threshold}"
+        if answer:
+            return Finding(Outcome.PASS, Reason.VALUE_MEETS, text, evidence, assumptions_of(fact))
+        if answer is None or (above_zero and interval.exact != 0):
+            return _unknown(Reason.INDETERMINATE_VALUE, text, (fact,))._replace(evidence=evidence)
+        return Finding(Outcome.FAIL, Reason.VALUE_VIOLATES, text, evidence, assumptions_of(fact))
+
+    def words(self) -> str:
+        return (
+            f"a transplantation ({', '.join(self.transplant)}) and after the latest one a relapse "
+            f"({', '.join(self.relapse)}), residual disease ({', '.join(self.residual)}, positive "
+            f"or >= {self.residual_from} %) or blasts >= {self.blasts_from} %: pass; none: fail"
+        )
+
+    def reads(self) -> Iterator[Reads]:
+        yield Reads("Procedure", (*self.transplant, *self.transplant_status))
+        yield Reads(
+            "Condition",
+            (*self.transplant, *self.transplant_status, *self.relapse, *self.diagnosis),
+        )
+        yield Reads("Observation", (*self.residual, *self.blasts, *self.reports))
+
+    def unknowns(self) -> tuple[str, ...]:
+        return (
+            "indeterminate-date", "indeterminate-value", "unreadable-value", "incomparable-unit",
+            "unconfirmed", "unmapped-code", "conflicting-data", "source-unavailable",
+        )
+
+
+def _placed(when: When | None, since: When | None) -> bool | None:
+    """Tell whether a time lies after another; None if that isn't known."""
+    if when is None or since is None:
+        return None
+    if since.definitely_before(when):
+        return True
+    return False if when.definitely_before(since) else None
+
+
+def _undated(finding: Finding, fact: Fact) -> list[Finding]:
+    """What may or may not lie after the transplantation can't decide."""
+    if finding.outcome is Outcome.PASS:
+        text = "it isn't known whether this was after the transplantation"
+        return [_unknown(Reason.INDETERMINATE_DATE, text, (fact,))]
+    return [finding]
+
+
+def percent_of(fact: ObservationFact, ctx: Context) -> Interval | Reason:
+    """Read a result as a percentage; else the reason why it can't be."""
+    measured = read_number(fact, ctx.facts.terms)
+    if isinstance(measured, Reason):
+        return measured
+    if not plausible(measured):
+        return Reason.UNREADABLE_VALUE
+    target = ctx.facts.terms.unit(PERCENT) or Unit(PERCENT)
+    return to_unit(measured, target, None, ctx.facts.terms) or Reason.INCOMPARABLE_UNIT
+
+
+class SiteOnly(RuleBase, frozen=True, kw_only=True, tag="disease-site"):
+    """Disease outside a site only: an active record of it needs the site's own criterion.
+
+    ``site``: the criterion whose pass shows disease at the site asked for (I4, marrow).
+    """
+
+    elsewhere: SetNames
+    site: str
+    question: str
+
+    def evaluate(self, ctx: Context) -> Draft:
+        finder = Finder(
+            resource="Condition", codes=self.elsewhere, then="judgement", when="active"
+        )
+        findings = finder.findings(ctx)
+        gaps = ctx.gaps(("Condition",), self.elsewhere)
+        if gaps:
+            findings.append(unavailable(gaps, self.elsewhere, "disease elsewhere"))
+        decided = worst(findings)
+        if decided is None:
+            return Draft(Outcome.PASS, Reason.RECORD_ABSENT, "no disease elsewhere on record")
+        if ctx.result(self.site).outcome is Outcome.PASS:
+            return Draft(
+                Outcome.PASS, Reason.VALUE_MEETS, f"{self.site} shows disease at the site itself",
+                decided.evidence, decided.assumptions,
+            )
+        if decided.reason is Reason.JUDGEMENT_REQUIRED:
+            decided = decided._replace(settled_by=(Settles(self.question),))
+        return draft_of(decided)
+
+    def words(self) -> str:
+        return (
+            f"an active condition in {', '.join(self.elsewhere)}: pass if {self.site} passes, "
+            "else judgement; none: pass"
+        )
+
+    def reads(self) -> Iterator[Reads]:
+        yield Reads("Condition", self.elsewhere)
+
+    def unknowns(self) -> tuple[str, ...]:
+        return (
+            "judgement-required", "unconfirmed", "status-not-recorded", "conflicting-data",
+            "unmapped-code", "source-unavailable",
+        )
+
+
+class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
+    """The latest result of an antigen on the tumour cells, and therapy against it since (I3).
+
+    ``from_percent``: so many percent of the blasts are positive. ``of_all_cells``: sets whose
+    percentage is of all cells, positive from ``from_percent_of_all``.
+    """
+
+    codes: SetNames
+    of_all_cells: tuple[str, ...] = ()
+    from_percent: Decimal
+    from_percent_of_all: Decimal
+    reports: tuple[str, ...] = ()
+    therapy: tuple[str, ...] = ()
+    therapy_history: tuple[str, ...] = ()
+    question: str
+
+    def evaluate(self, ctx: Context) -> Draft:
+        sets = (*self.codes, *self.of_all_cells)
+        latest = select(ctx, sets, reports=self.reports, coded=True)
+        draft = judge_latest(
+            ctx, sets, latest, lambda fact: self._assess(fact, ctx),
+            what=f"latest result in {', '.join(sets)}", window=None,
+        )
+        if draft.outcome is not Outcome.PASS:
+            return self._asked(draft)
+        since = [fact.when for fact in latest.top]
+        return self._asked(self._after_therapy(ctx, draft, since))
+
+    def _asked(self, draft: Draft) -> Draft:
+        if draft.reason is not Reason.JUDGEMENT_REQUIRED:
+            return draft
+        return Draft(
+            draft.outcome, draft.reason, draft.message, draft.evidence, draft.assumptions,
+            unique((Settles(self.question),), draft.settled_by),
+        )
+
+    def _assess(self, fact: ObservationFact, ctx: Context) -> Finding:
+        limit = self.from_percent
+        if not fact.concept.included(self.codes):
+            limit = self.from_percent_of_all
+        polarity = read_polarity(fact, ctx.facts.terms)
+        interval = percent_of(fact, ctx)
+        if polarity is Reason.CONFLICTING_DATA:
+            return _unknown(Reason.CONFLICTING_DATA, "the result contradicts itself", (fact,))
+        if isinstance(interval, Interval):
+            return self._percentage(fact, interval, limit, polarity)
+        if isinstance(polarity, Polarity):
+            if interval is Reason.UNREADABLE_VALUE and fact.quantity is not None and not (
+                isinstance(read_number(fact, ctx.facts.terms), Measured)
+            ):
+                return _unknown(Reason.UNREADABLE_VALUE, "the number can't be read", (fact,))
+            return self._stated(fact, polarity)
+        reason = interval
+        if fact.coded is not None or (fact.text is None and fact.quantity is None):
+            reason = polarity
+        return _unknown(reason, f"{fact.reference}: the result can't be used", (fact,))
+
+    def _percentage(
+        self,
+        fact: ObservationFact,
+        interval: Interval,
+        limit: Decimal,
+        polarity: Polarity | Reason,
+    ) -> Finding:
+        threshold = f">= {limit} %"
+        evidence = (evidence_of(fact, compared=f"{interval} %", threshold=threshold),)
+        text = f"{fact.reference}: {interval} %, asked for {threshold}"
+        enough = interval.at_least(Fraction(limit))
+        if enough and polarity is Polarity.NEGATIVE:
+            return _unknown(Reason.CONFLICTING_DATA, text, (fact,))._replace(evidence=evidence)
+        if enough:
+            return Finding(Outcome.PASS, Reason.VALUE_MEETS, text, evidence)
+        if enough is None:
+            return _unknown(Reason.INDETERMINATE_VALUE, text, (fact,))._replace(evidence=evidence)
+        return _unknown(Reason.JUDGEMENT_REQUIRED, text, (fact,))._replace(evidence=evidence)
+
+    @staticmethod
+    def _stated(fact: ObservationFact, polarity: Polarity) -> Finding:
+        text = f"{fact.reference}: {polarity.value}"
+        evidence = (evidence_of(fact, compared=polarity.value),)
+        if polarity is Polarity.POSITIVE:
+            return Finding(Outcome.PASS, Reason.VALUE_MEETS, text, evidence)
+        return Finding(Outcome.FAIL, Reason.VALUE_VIOLATES, text, evidence)
+
+    def _after_therapy(
+        self, ctx: Context, draft: Draft, since: Sequence[When | None]
+    ) -> Draft:
+        findings: list[Finding] = []
+        for kind in ("Procedure", "Medication", "Condition"):
+            sets = self.therapy_history if kind == "Condition" else self.therapy
+            for match, fact in ctx.find(kind, sets):
+                if match is not Match.EXCLUDE:
+                    findings += self._of_therapy(match, fact, since, kind == "Condition")
+        gaps = [
+            gap for kind in ("Procedure", "Condition", "Medication")
+            for gap in ctx.gaps(
+                (kind,), self.therapy_history if kind == "Condition" else self.therapy
+            )
+        ]
+        decided = worst(findings)
+        if decided is None and gaps:
+            decided = unavailable(gaps, self.therapy, "therapy against the antigen since")
+        if decided is None:
+            return draft
+        return Draft(
+            decided.outcome, decided.reason, decided.message,
+            unique(draft.evidence, decided.evidence),
+            unique(draft.assumptions, decided.assumptions), decided.settled_by,
+        )
+
+    def _of_therapy(
+        self, match: Match, fact: Fact, since: Sequence[When | None], history: bool
+    ) -> list[Finding]:
+        placed = {self._since(fact, result) for result in since}
+        if placed == {False}:
+            return []
+        text = f"{fact.reference}: therapy against the antigen"
+        if not _firm(fact):
+            reason = Reason.UNCONFIRMED
+        elif history or True not in placed:
+            reason = Reason.INDETERMINATE_DATE
+        elif match is Match.UNMAPPED:
+            reason = Reason.UNMAPPED_CODE
+        elif match is Match.CONFLICT or fact.conflicting:
+            reason = Reason.CONFLICTING_DATA
+        else:
+            reason = Reason.JUDGEMENT_REQUIRED
+        return [_unknown(reason, text, (fact,))]
+
+    @staticmethod
+    def _since(fact: Fact, result: When | None) -> bool | None:
+        """Tell whether any of the therapy came after the result."""
+        ends = [fact.when]
+        if isinstance(fact, EventFact):
+            ends += [fact.end]
+            if fact.active and fact.start is not None and fact.end is None and not fact.order:
+                return True
+        placed = [_placed(when, result) for when in ends if when is not None]
+        if not placed:
+            return None
+        if True in placed:
+            return True
+        return None if None in placed else False
+
+    def words(self) -> str:
+        return (
+            f"latest result in {', '.join((*self.codes, *self.of_all_cells))}: positive or >= "
+            f"{self.from_percent} % ({self.from_percent_of_all} % of all cells): pass, but "
+            f"judgement after {', '.join(self.therapy)}; negative: fail; fewer: judgement"
+        )
+
+    def reads(self) -> Iterator[Reads]:
+        yield Reads("Observation", (*self.codes, *self.of_all_cells, *self.reports))
+        yield Reads("Procedure", self.therapy)
+        yield Reads("Medication", self.therapy)
+        yield Reads("Condition", self.therapy_history)
+
+    def unknowns(self) -> tuple[str, ...]:
+        return (
+            "no-data", "judgement-required", "unreadable-value", "indeterminate-value",
+            "incomparable-unit", "conflicting-data", "indeterminate-date", "unconfirmed",
+            "source-unavailable",
+        )
+
+
+class CellsAbsent(RuleBase, frozen=True, kw_only=True, tag="cells-absent"):
+    """No tumour cells in the latest result: any number above 0 needs a judgement (E1.cns)."""
+
+    codes: SetNames
+    question: str
+
+    def evaluate(self, ctx: Context) -> Draft:
+        latest = select(ctx, self.codes, coded=True)
+        draft = judge_latest(
+            ctx, self.codes, latest, lambda fact: self._assess(fact, ctx),
+            what=f"cells in {', '.join(self.codes)}", window=None,
+        )
+        if draft.reason is Reason.NO_DATA:
+            return Draft(Outcome.PASS, Reason.RECORD_ABSENT, "no such result", draft.evidence)
+        if draft.reason is Reason.JUDGEMENT_REQUIRED:
+            return Draft(
+                draft.outcome, draft.reason, draft.message, draft.evidence, draft.assumptions,
+                (Settles(self.question),),
+            )
+        return draft
+
+    def _assess(self, fact: ObservationFact, ctx: Context) -> Finding:
+        polarity = read_polarity(fact, ctx.facts.terms, viral_load=True)
+        text = f"{fact.reference}: {polarity.value}"
+        if isinstance(polarity, Reason):
+            return _unknown(polarity, text, (fact,))
+        measured = read_number(fact, ctx.facts.terms)
+        if isinstance(measured, Measured) and not plausible(measured):
+            return _unknown(Reason.UNREADABLE_VALUE, text, (fact,))
+        if polarity is Polarity.POSITIVE:
+            return _unknown(Reason.JUDGEMENT_REQUIRED, text, (fact,))
+        return Finding(Outcome.PASS, Reason.VALUE_MEETS, text, (evidence_of(fact),))
+
+    def words(self) -> str:
+        return f"latest result in {', '.join(self.codes)}: any cells: judgement; none: pass"
+
+    def reads(self) -> Iterator[Reads]:
+        yield Reads("Observation", self.codes)
+
+    def unknowns(self) -> tuple[str, ...]:
+        return (
+            "judgement-required", "unreadable-value", "indeterminate-value", "conflicting-data",
+            "source-unavailable",
+        )

@@ -1,0 +1,1 @@
+"""Facts: what the records say, in the words of the semantics."""

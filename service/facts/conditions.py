@@ -1,0 +1,106 @@
+"""Conditions as facts (semantics 1.2, 1.5)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import tzinfo
+
+from service.facts.dates import age_range, read, read_period, year_of_life
+from service.facts.model import ConditionFact, Masked
+from service.fhir.record import Located
+from service.fhir.resources import CodeableConcept, Coding, Condition
+from service.terms import Terms
+from service.values.dates import When
+
+_HISTOLOGY = (
+    "http://hl7.org/fhir/us/mcode/StructureDefinition/mcode-histology-morphology-behavior"
+)
+_NOT_USED = ("refuted", "entered-in-error")
+_CLINICAL = ("active", "recurrence", "relapse", "inactive", "remission", "resolved")
+
+
+def status_code(concept: CodeableConcept | None) -> str | None:
+    """Give a status code, or its text when there is no code, in lower case."""
+    if concept is None:
+        return None
+    for coding in concept.coding:
+        if coding.code and coding.code.strip():
+            return coding.code.strip().lower()
+    text = concept.text or next((c.display for c in concept.coding if c.display), None)
+    return text.strip().lower().replace(" ", "-") if text and text.strip() else None
+
+
+def condition_facts(
+    located: Located, terms: Terms, zone: tzinfo, birth: When | None
+) -> Iterator[ConditionFact | Masked]:
+    """Yield the fact of one Condition, if any set concerns it. Raises BadDate."""
+    resource = located.resource
+    assert isinstance(resource, Condition)
+    verification = status_code(resource.verification_status)
+    if verification in _NOT_USED:
+        return
+    concept = terms.joined(resource.code, _histology(resource))
+    if not concept.relevant:
+        return
+    onset = (
+        read(resource.onset_date_time, zone, "onsetDateTime")
+        or _period_start(resource, zone)
+        or year_of_life(resource.onset_age, birth, zone)
+        or age_range(resource.onset_range, birth, zone)
+    )
+    recorded = read(resource.recorded_date, zone, "recordedDate")
+    abated = (
+        read(resource.abatement_date_time, zone, "abatementDateTime")
+        or _abated_in(resource, zone)
+        or year_of_life(resource.abatement_age, birth, zone)
+        or age_range(resource.abatement_range, birth, zone)
+    )
+    stated = (
+        resource.abatement_string, resource.abatement_age, resource.abatement_range,
+        resource.abatement_period,
+    )
+    begin = onset or recorded
+    if concept.masked:
+        yield Masked("Condition", located.reference, "neither code nor text", begin=begin, when=begin)
+        return
+    clinical = status_code(resource.clinical_status)
+    yield ConditionFact(
+        reference=located.reference,
+        version=located.version,
+        concept=concept,
+        confirmed=verification in (None, "confirmed"),
+        verification_missing=verification is None,
+        clinical=clinical if clinical in _CLINICAL else None,
+        onset=begin,
+        assumed_onset=onset is None and recorded is not None,
+        recorded=recorded,
+        abated=abated,
+        ended=abated is None and any(value is not None for value in stated),
+        modified=bool(resource.modifier_extension),
+        conflicting=located.conflicting,
+    )
+
+
+def _histology(resource: Condition) -> tuple[Coding, ...]:
+    """mCODE states the morphology of a cancer in an extension of the Condition."""
+    return tuple(
+        coding
+        for extension in resource.extension
+        if extension.url == _HISTOLOGY and extension.value_codeable_concept
+        for coding in extension.value_codeable_concept.coding
+    )
+
+
+def _period_start(resource: Condition, zone: tzinfo) -> When | None:
+    period = resource.onset_period
+    read_period(period, zone, "onsetPeriod")
+    return read(period.start, zone, "onsetPeriod.start") if period else None
+
+
+def _abated_in(resource: Condition, zone: tzinfo) -> When | None:
+    """An abatement period is over at its end; one that has only begun leaves that open."""
+    period = resource.abatement_period
+    if period is None:
+        return None
+    whole = read_period(period, zone, "abatementPeriod")
+    return read(period.end, zone, "abatementPeriod.end") or whole

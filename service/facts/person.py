@@ -1,0 +1,84 @@
+"""The Patient resource as facts: sex, birth, death (semantics 1.2, 1.4, 1.5)."""
+
+from __future__ import annotations
+
+from datetime import tzinfo
+
+from service.facts.model import Person
+from service.fhir.record import Located
+from service.fhir.resources import Extension, Patient
+from service.values.dates import When, parse
+
+# Extensions that state a sex beside ``gender``: US Core birth sex and sex, R5 backport.
+_SEX_EXTENSIONS = (
+    "http://hl7.org/fhir/us/core/StructureDefinition/us-core-birthsex",
+    "http://hl7.org/fhir/us/core/StructureDefinition/us-core-sex",
+    "http://hl7.org/fhir/StructureDefinition/patient-birthSex",
+    "http://hl7.org/fhir/StructureDefinition/individual-recordedSexOrGender",
+)
+_SEX_CODES = {
+    "m": "male", "male": "male", "248153007": "male",
+    "f": "female", "female": "female", "248152002": "female",
+}
+# These say that the sex was not asked or is not known: they contradict nothing.
+_NO_STATEMENT = {"unk", "asku", "nask", "ni", "unknown", "asked-declined", "asked-unknown"}
+
+
+def person_of(located: Located, zone: tzinfo) -> Person:
+    """Read the Patient; an unreadable birth date is kept as a problem, not as absent."""
+    patient = located.resource
+    assert isinstance(patient, Patient)
+    birth: When | None = None
+    problem: str | None = None
+    if patient.birth_date is not None:
+        try:
+            birth = parse(patient.birth_date[:10], zone)
+        except ValueError:
+            problem = "birthDate is not a FHIR date"
+    died: When | None = None
+    deceased = patient.deceased_boolean
+    if patient.deceased_date_time is not None:
+        try:
+            died = parse(patient.deceased_date_time, zone)
+        except ValueError:
+            # A date of death that can't be read still says that the patient died.
+            deceased = True
+    return Person(
+        reference=located.reference,
+        version=located.version,
+        gender=patient.gender,
+        sex=_sex(patient),
+        birth=birth,
+        birth_problem=problem,
+        deceased=deceased,
+        died=died,
+        conflicting=located.conflicting,
+    )
+
+
+def _sex(patient: Patient) -> str | None:
+    sex = patient.gender if patient.gender in ("male", "female") else None
+    for stated in _stated(patient.extension):
+        if stated not in _NO_STATEMENT and _SEX_CODES.get(stated) != patient.gender:
+            return None
+    return sex
+
+
+def _stated(extensions: tuple[Extension, ...]) -> list[str]:
+    found: list[str] = []
+    for extension in extensions:
+        if extension.url not in _SEX_EXTENSIONS:
+            continue
+        values = [extension, *(part for part in extension.extension if part.url == "value")]
+        for value in values:
+            if value.value_code:
+                found.append(value.value_code.lower())
+            if value.value_coding and value.value_coding.code:
+                found.append(value.value_coding.code.lower())
+            if value.value_codeable_concept:
+                found.extend(
+                    coding.code.lower()
+                    for coding in value.value_codeable_concept.coding
+                    if coding.code
+                )
+    return found

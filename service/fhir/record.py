@@ -1,0 +1,409 @@
+"""A patient's record: resources by type, and whether each type was read completely.
+
+Source: semantics 1.5 (absence), 1.8 (whose records, copies, contained resources).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC
+from typing import NamedTuple, Protocol
+
+import msgspec
+
+from service.fhir.resources import (
+    AllergyIntolerance,
+    CodeableConcept,
+    Consent,
+    Identifier,
+    Immunization,
+    Medication,
+    Other,
+    Patient,
+    Reference,
+    ResearchStudy,
+    ResearchSubject,
+    Resource,
+    Unreadable,
+    decode,
+)
+from service.values.dates import parse
+
+_HISTORY = re.compile(r"/_history/[^/]*$")
+_WITHOUT_SUBJECT = (Medication, ResearchStudy)
+
+# What a record consists of; other types are not asked for.
+CLINICAL_TYPES: tuple[str, ...] = (
+    "Observation",
+    "DiagnosticReport",
+    "Condition",
+    "Procedure",
+    "MedicationRequest",
+    "MedicationAdministration",
+    "MedicationStatement",
+    "MedicationDispense",
+    "Immunization",
+    "AllergyIntolerance",
+    "ResearchSubject",
+    "Consent",
+    "AdverseEvent",
+)
+
+
+class Message(NamedTuple):
+    """Something that went wrong on the way; ``text`` holds no patient data.
+
+    ``severity`` and ``code`` are those of an OperationOutcome issue; ``type`` is the
+    resource type concerned, ``reference`` the resource, ``place`` file and line.
+    """
+
+    severity: str
+    code: str
+    text: str
+    type: str | None = None
+    reference: str | None = None
+    place: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How completely one resource type was read (semantics 1.5).
+
+    ``problem`` says why not. ``assumed``: complete by assumption (files, a Bundle handed
+    in). ``reached``: the replies were sorted newest first and complete back to this
+    instant (microseconds since 1970 UTC), so a latest result from then on is known (1.3).
+    ``not_offered``: the server does not have the type at all.
+    """
+
+    complete: bool = True
+    problem: str | None = None
+    assumed: bool = False
+    reached: int | None = None
+    not_offered: bool = False
+
+
+COMPLETE = Reading()
+ASSUMED = Reading(assumed=True)
+NOT_READ = Reading(complete=False, problem="not read")
+
+
+class Item(NamedTuple):
+    """One resource as it came: JSON text, its entry's fullUrl, and file and line."""
+
+    raw: bytes
+    full_url: str | None = None
+    place: str | None = None
+
+
+class Located(NamedTuple):
+    """A decoded resource and how it is referred to; ``conflicting``: copies of it differ."""
+
+    resource: Resource
+    reference: str
+    conflicting: bool = False
+
+    @property
+    def version(self) -> str | None:
+        """Give ``meta.versionId`` if known."""
+        return self.resource.meta.version_id if self.resource.meta else None
+
+
+class Rejected(NamedTuple):
+    """A resource that was not used: what it is, why not, its code if that can be read."""
+
+    type: str | None
+    reference: str | None
+    problem: str
+    place: str | None = None
+    code: CodeableConcept | None = None
+
+
+class Resolver(Protocol):
+    """Finds the resource that a reference within another names."""
+
+    def resolve(self, reference: Reference | None, within: Located) -> Located | None:
+        """Give the resource, contained or elsewhere in the record, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class PatientRecord:
+    """Everything read of one patient.
+
+    ``patient_ids``: the survivor's id first, then ids merged into it. ``resources``: by
+    type, also what they refer to (Medication, ResearchStudy) by its own type.
+    ``readings``: by type; a type without a reading was not read. ``resolver`` finds what
+    a reference names.
+    """
+
+    patient: Located
+    patient_ids: tuple[str, ...]
+    resources: Mapping[str, tuple[Located, ...]]
+    readings: Mapping[str, Reading]
+    resolver: Resolver
+    rejected: tuple[Rejected, ...] = ()
+    messages: tuple[Message, ...] = ()
+
+    def reading(self, kind: str) -> Reading:
+        """Tell how completely a type was read."""
+        return self.readings.get(kind, NOT_READ)
+
+
+class Pool:
+    """Decoded resources of any number of patients, from which records are taken.
+
+    Holds the state of one source or one request: copies settled, references indexed.
+    """
+
+    def __init__(self, items: Iterable[Item], *, base_url: str | None = None) -> None:
+        self.rejected: list[tuple[Rejected, Reference | None]] = []
+        self.messages: list[Message] = []
+        self.bases: set[str] = {base_url.rstrip("/")} if base_url else set()
+        self._by_key: dict[str, list[tuple[Located, str | None]]] = {}
+        self.by_reference: dict[str, Located] = {}
+        self.patients: dict[str, Located] = {}
+        for item in items:
+            self._add(item)
+        self._owned: dict[str, list[Located]] = {}
+        self._settled: list[Located] = []
+        self._settle()
+
+    def _add(self, item: Item) -> None:
+        try:
+            resource = decode(item.raw)
+        except Unreadable as error:
+            self._reject(error, item)
+            return
+        if isinstance(resource, Other):
+            return
+        kind = type(resource).__name__
+        if resource.id:
+            reference = f"{kind}/{resource.id}"
+        elif item.full_url:
+            reference = item.full_url
+        else:
+            # Without id or fullUrl nothing can refer to it, and no two are copies.
+            reference = f"{kind}/#{len(self._by_key) + 1}"
+        if item.full_url:
+            found = item.full_url.rsplit(f"/{reference}", 1)
+            if len(found) == 2 and not found[1]:
+                self.bases.add(found[0])
+        located = Located(resource, reference)
+        self._by_key.setdefault(reference, []).append((located, item.full_url))
+
+    def _reject(self, error: Unreadable, item: Item) -> None:
+        reference = f"{error.type}/{error.id}" if error.type and error.id else item.full_url
+        rejected = Rejected(error.type, reference, error.problem, item.place, error.code)
+        self.rejected.append((rejected, error.subject))
+        self.messages.append(
+            Message("warning", "structure", error.problem, error.type, reference, item.place)
+        )
+
+    def _settle(self) -> None:
+        for copies in self._by_key.values():
+            kept = settle_copies([located for located, _ in copies])
+            for located in kept:
+                self._settled.append(located)
+            for url in {url for _, url in copies if url}:
+                self.by_reference[url] = kept[0]
+            self.by_reference[kept[0].reference] = kept[0]
+            if isinstance(kept[0].resource, Patient):
+                self.patients[kept[0].reference] = kept[0]
+        self._index_owners()
+
+    def _index_owners(self) -> None:
+        identifiers: dict[tuple[str | None, str], str] = {}
+        for reference, located in self.patients.items():
+            assert isinstance(located.resource, Patient)
+            for identifier in located.resource.identifier:
+                if identifier.value:
+                    identifiers.setdefault((identifier.system, identifier.value), reference)
+        self._identifiers = identifiers
+        for located in self._settled:
+            resource = located.resource
+            if isinstance(resource, Patient):
+                continue
+            if type(resource) in _WITHOUT_SUBJECT:
+                continue
+            owner = self.owner(subject_of(resource))
+            if owner is not None:
+                self._owned.setdefault(owner, []).append(located)
+            if owner not in self.patients:
+                self.messages.append(
+                    Message(
+                        "warning", "not-found", "names no patient that is known here; not used",
+                        type(resource).__name__, located.reference,
+                    )
+                )
+
+    def owner(self, subject: Reference | None) -> str | None:
+        """Give the key of the Patient that a reference names (``Patient/id``), or None.
+
+        By type and id (a version suffix is ignored), absolute URL of the same server,
+        fullUrl, or an identifier of the patient's (semantics 1.8).
+        """
+        if subject is None:
+            return None
+        if subject.reference:
+            target = self.local(subject.reference)
+            found = self.by_reference.get(target)
+            if found is not None and isinstance(found.resource, Patient):
+                return found.reference
+            return target if target.startswith("Patient/") else None
+        return self._by_identifier(subject.identifier)
+
+    def _by_identifier(self, identifier: Identifier | None) -> str | None:
+        if identifier is None or not identifier.value:
+            return None
+        return self._identifiers.get((identifier.system, identifier.value))
+
+    def local(self, reference: str) -> str:
+        """Bring a reference to ``Type/id`` if it is of this server, without version."""
+        reference = _HISTORY.sub("", reference)
+        if reference in self.by_reference:
+            return reference
+        for base in self.bases:
+            if reference.startswith(base + "/"):
+                return reference[len(base) + 1 :]
+        return reference
+
+    def resolve(self, reference: Reference | None, within: Located) -> Located | None:
+        """Find what a reference names: contained, in this pool, or nothing."""
+        if reference is None or not reference.reference:
+            return None
+        if reference.reference.startswith("#"):
+            return contained(within, reference.reference[1:])
+        return self.by_reference.get(self.local(reference.reference))
+
+    def survivors(self, key: str) -> tuple[str, ...]:
+        """Give the survivor of a patient and all ids merged into it, survivor first."""
+        seen = [key]
+        current = key
+        while True:
+            located = self.patients.get(current)
+            following = None
+            if located is not None and isinstance(located.resource, Patient):
+                for link in located.resource.link:
+                    if link.type == "replaced-by" and link.other:
+                        following = self.owner(link.other)
+            if following is None or following in seen:
+                break
+            seen.append(following)
+            current = following
+        merged = [current, *(other for other in seen if other != current)]
+        for other, located in self.patients.items():
+            if other in merged or not isinstance(located.resource, Patient):
+                continue
+            for link in located.resource.link:
+                if link.type == "replaced-by" and link.other and self.owner(link.other) in merged:
+                    merged.append(other)
+        survivor = self.patients.get(current)
+        if survivor is not None and isinstance(survivor.resource, Patient):
+            for link in survivor.resource.link:
+                if link.type == "replaces" and link.other:
+                    older = self.owner(link.other)
+                    if older is not None and older not in merged:
+                        merged.append(older)
+        return tuple(merged)
+
+    def record(
+        self,
+        key: str,
+        readings: Mapping[str, Reading],
+        messages: Iterable[Message] = (),
+    ) -> PatientRecord | None:
+        """Take one patient's record, or None if the Patient isn't here (or isn't readable)."""
+        keys = self.survivors(key)
+        patient = self.patients.get(keys[0])
+        if patient is None:
+            return None
+        by_type: dict[str, list[Located]] = {}
+        for owner in keys:
+            for located in self._owned.get(owner, ()):
+                by_type.setdefault(type(located.resource).__name__, []).append(located)
+        rejected = tuple(
+            found for found, subject in self.rejected
+            if subject is None or self.owner(subject) in keys or self.owner(subject) is None
+        )
+        return PatientRecord(
+            patient=patient,
+            patient_ids=tuple(owner.removeprefix("Patient/") for owner in keys),
+            resources={kind: tuple(group) for kind, group in by_type.items()},
+            readings=dict(readings),
+            rejected=rejected,
+            messages=(*messages, *self.messages),
+            resolver=self,
+        )
+
+
+def subject_of(resource: Resource) -> Reference | None:
+    """Give the reference to the patient a resource belongs to, whatever its name there."""
+    if isinstance(resource, ResearchSubject):
+        return resource.individual
+    if isinstance(resource, AllergyIntolerance | Immunization | Consent):
+        return resource.patient
+    return getattr(resource, "subject", None)
+
+
+def settle_copies(copies: list[Located]) -> list[Located]:
+    """Of copies (same type and id) keep the newest version (semantics 1.8).
+
+    If which is newest isn't known and they differ, all are kept, marked as conflicting.
+    """
+    if len(copies) == 1:
+        return copies
+    distinct: list[Located] = []
+    for located in copies:
+        if all(_content(located) != _content(other) for other in distinct):
+            distinct.append(located)
+    ages = {_age_key(located) for located in distinct}
+    if None not in ages and len(ages) == len(distinct):
+        return [max(distinct, key=lambda located: _age_key(located) or _OLDEST)]
+    if len(distinct) == 1:
+        return [max(copies, key=lambda located: _age_key(located) or _OLDEST)]
+    newest = _newest_by_version(distinct)
+    if newest is not None:
+        return [newest]
+    return [located._replace(conflicting=True) for located in distinct]
+
+
+_OLDEST = (-(2**63), -1)
+
+
+def _content(located: Located) -> Resource:
+    return msgspec.structs.replace(located.resource, meta=None)
+
+
+def _age_key(located: Located) -> tuple[int, int] | None:
+    meta = located.resource.meta
+    if meta is None or meta.last_updated is None:
+        return None
+    try:
+        when = parse(meta.last_updated, UTC)
+    except ValueError:
+        return None
+    version = meta.version_id or ""
+    return (when.start, int(version) if version.isdecimal() and len(version) < 18 else -1)
+
+
+def _newest_by_version(copies: list[Located]) -> Located | None:
+    versions = [located.version or "" for located in copies]
+    if not all(version.isdecimal() and len(version) < 18 for version in versions):
+        return None
+    numbers = [int(version) for version in versions]
+    if len(set(numbers)) != len(numbers):
+        return None
+    return copies[numbers.index(max(numbers))]
+
+
+def contained(within: Located, local_id: str) -> Located | None:
+    """Find a contained resource by its id; None if it isn't there or isn't readable."""
+    for raw in within.resource.contained:
+        try:
+            resource = decode(raw)
+        except Unreadable:
+            continue
+        if not isinstance(resource, Other) and (resource.id or "").lstrip("#") == local_id:
+            return Located(resource, f"{within.reference}#{local_id}", within.conflicting)
+    return None

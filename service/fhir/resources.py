@@ -1,0 +1,547 @@
+"""Narrow FHIR R4 resources: only the fields that facts are made of, strictly typed.
+
+Source: FHIR R4 (4.0.1) resource definitions. Fields that exist only in other versions
+(STU3, R5) are kept as markers, so that a resource of another version is noticed and not
+read as if it were R4 (semantics 1.8). Fields that are read by presence alone are ``Any``.
+"""
+
+from __future__ import annotations
+
+from decimal import Decimal
+from typing import Any, TypeVar
+
+import msgspec
+
+_T = TypeVar("_T")
+
+
+class _Base(msgspec.Struct, frozen=True, rename="camel", gc=False):
+    """Common settings: immutable, camelCase names, not tracked by the garbage collector."""
+
+
+class Coding(_Base):
+    system: str | None = None
+    code: str | None = None
+    display: str | None = None
+
+
+class CodeableConcept(_Base):
+    coding: tuple[Coding, ...] = ()
+    text: str | None = None
+
+
+class Identifier(_Base):
+    system: str | None = None
+    value: str | None = None
+
+
+class Reference(_Base):
+    reference: str | None = None
+    type: str | None = None
+    identifier: Identifier | None = None
+    display: str | None = None
+
+
+class Period(_Base):
+    start: str | None = None
+    end: str | None = None
+
+
+class Quantity(_Base):
+    value: Decimal | None = None
+    comparator: str | None = None
+    unit: str | None = None
+    system: str | None = None
+    code: str | None = None
+
+
+class Range(_Base):
+    low: Quantity | None = None
+    high: Quantity | None = None
+
+
+class Extension(_Base):
+    url: str = ""
+    value_codeable_concept: CodeableConcept | None = None
+    value_coding: Coding | None = None
+    value_code: str | None = None
+    value_string: str | None = None
+    extension: tuple[Extension, ...] = ()
+
+
+class Meta(_Base):
+    version_id: str | None = None
+    last_updated: str | None = None
+
+
+class ReferenceRange(_Base):
+    low: Quantity | None = None
+    high: Quantity | None = None
+    type: CodeableConcept | None = None
+    applies_to: tuple[CodeableConcept, ...] = ()
+    age: Range | None = None
+    text: str | None = None
+
+
+class Timing(_Base):
+    event: tuple[str, ...] = ()
+
+
+class _Resource(_Base, tag_field="resourceType"):
+    id: str | None = None
+    meta: Meta | None = None
+    contained: tuple[msgspec.Raw, ...] = ()
+    modifier_extension: tuple[Any, ...] = ()
+    implicit_rules: str | None = None
+
+
+class ObservationComponent(_Base):
+    code: CodeableConcept | None = None
+    value_quantity: Quantity | None = None
+    value_codeable_concept: CodeableConcept | None = None
+    value_string: str | None = None
+    value_boolean: bool | None = None
+    value_integer: int | None = None
+    value_range: Range | None = None
+    value_ratio: Any = None
+    value_sampled_data: Any = None
+    value_time: Any = None
+    value_date_time: Any = None
+    value_period: Any = None
+    data_absent_reason: CodeableConcept | None = None
+    interpretation: tuple[CodeableConcept, ...] = ()
+    reference_range: tuple[ReferenceRange, ...] = ()
+    modifier_extension: tuple[Any, ...] = ()
+
+
+class Observation(_Resource, tag="Observation"):
+    status: str | None = None
+    code: CodeableConcept | None = None
+    subject: Reference | None = None
+    focus: tuple[Reference, ...] = ()
+    effective_date_time: str | None = None
+    effective_instant: str | None = None
+    effective_period: Period | None = None
+    effective_timing: Timing | None = None
+    issued: str | None = None
+    value_quantity: Quantity | None = None
+    value_codeable_concept: CodeableConcept | None = None
+    value_string: str | None = None
+    value_boolean: bool | None = None
+    value_integer: int | None = None
+    value_range: Range | None = None
+    value_ratio: Any = None
+    value_sampled_data: Any = None
+    value_time: Any = None
+    value_date_time: Any = None
+    value_period: Any = None
+    data_absent_reason: CodeableConcept | None = None
+    interpretation: tuple[CodeableConcept, ...] = ()
+    method: CodeableConcept | None = None
+    reference_range: tuple[ReferenceRange, ...] = ()
+    has_member: tuple[Reference, ...] = ()
+    component: tuple[ObservationComponent, ...] = ()
+    # Of other versions: STU3 context, related; R5 triggeredBy, bodyStructure, value[x].
+    context: Any = None
+    related: Any = None
+    triggered_by: Any = None
+    body_structure: Any = None
+    instantiates_canonical: Any = None
+    instantiates_reference: Any = None
+    value_attachment: Any = None
+    value_reference: Any = None
+
+
+class DiagnosticReport(_Resource, tag="DiagnosticReport"):
+    status: str | None = None
+    code: CodeableConcept | None = None
+    subject: Reference | None = None
+    effective_date_time: str | None = None
+    effective_period: Period | None = None
+    issued: str | None = None
+    result: tuple[Reference, ...] = ()
+    context: Any = None
+
+
+class PatientLink(_Base):
+    other: Reference | None = None
+    type: str | None = None
+
+
+class Patient(_Resource, tag="Patient"):
+    identifier: tuple[Identifier, ...] = ()
+    extension: tuple[Extension, ...] = ()
+    gender: str | None = None
+    birth_date: str | None = None
+    deceased_boolean: bool | None = None
+    deceased_date_time: str | None = None
+    link: tuple[PatientLink, ...] = ()
+    animal: Any = None
+
+
+class Condition(_Resource, tag="Condition"):
+    extension: tuple[Extension, ...] = ()
+    clinical_status: CodeableConcept | None = None
+    verification_status: CodeableConcept | None = None
+    category: tuple[CodeableConcept, ...] = ()
+    code: CodeableConcept | None = None
+    subject: Reference | None = None
+    onset_date_time: str | None = None
+    onset_age: Quantity | None = None
+    onset_period: Period | None = None
+    onset_range: Range | None = None
+    onset_string: str | None = None
+    abatement_date_time: str | None = None
+    abatement_age: Quantity | None = None
+    abatement_period: Period | None = None
+    abatement_range: Range | None = None
+    abatement_string: str | None = None
+    recorded_date: str | None = None
+    # Of other versions: STU3 context, assertedDate, abatementBoolean; R5 participant.
+    context: Any = None
+    asserted_date: Any = None
+    abatement_boolean: Any = None
+    participant: Any = None
+
+
+class Procedure(_Resource, tag="Procedure"):
+    status: str | None = None
+    category: CodeableConcept | None = None
+    code: CodeableConcept | None = None
+    subject: Reference | None = None
+    performed_date_time: str | None = None
+    performed_period: Period | None = None
+    performed_string: str | None = None
+    performed_age: Quantity | None = None
+    performed_range: Range | None = None
+    # Of other versions: STU3 context, notDone; R5 occurrence[x], reported[x], recorded.
+    context: Any = None
+    not_done: Any = None
+    occurrence_date_time: Any = None
+    occurrence_period: Any = None
+    reported_boolean: Any = None
+    recorded: Any = None
+
+
+class Medication(_Resource, tag="Medication"):
+    code: CodeableConcept | None = None
+
+
+class MedicationRequest(_Resource, tag="MedicationRequest"):
+    status: str | None = None
+    intent: str | None = None
+    do_not_perform: bool | None = None
+    medication_codeable_concept: CodeableConcept | None = None
+    medication_reference: Reference | None = None
+    subject: Reference | None = None
+    authored_on: str | None = None
+    reason_code: tuple[CodeableConcept, ...] = ()
+    reason_reference: tuple[Reference, ...] = ()
+    # Of other versions: STU3 context, definition; R5 medication, reason.
+    context: Any = None
+    definition: Any = None
+    medication: Any = None
+    reason: Any = None
+
+
+class MedicationAdministration(_Resource, tag="MedicationAdministration"):
+    status: str | None = None
+    medication_codeable_concept: CodeableConcept | None = None
+    medication_reference: Reference | None = None
+    subject: Reference | None = None
+    effective_date_time: str | None = None
+    effective_period: Period | None = None
+    reason_code: tuple[CodeableConcept, ...] = ()
+    reason_reference: tuple[Reference, ...] = ()
+    # Of other versions: STU3 notGiven, prescription; R5 medication, occurence[x].
+    not_given: Any = None
+    prescription: Any = None
+    medication: Any = None
+    occurence_date_time: Any = None
+    occurence_period: Any = None
+
+
+class MedicationStatement(_Resource, tag="MedicationStatement"):
+    status: str | None = None
+    medication_codeable_concept: CodeableConcept | None = None
+    medication_reference: Reference | None = None
+    subject: Reference | None = None
+    effective_date_time: str | None = None
+    effective_period: Period | None = None
+    date_asserted: str | None = None
+    reason_code: tuple[CodeableConcept, ...] = ()
+    reason_reference: tuple[Reference, ...] = ()
+    # Of other versions: STU3 taken, reasonNotTaken; R5 medication, adherence.
+    taken: Any = None
+    medication: Any = None
+    adherence: Any = None
+
+
+class MedicationDispense(_Resource, tag="MedicationDispense"):
+    status: str | None = None
+    medication_codeable_concept: CodeableConcept | None = None
+    medication_reference: Reference | None = None
+    subject: Reference | None = None
+    when_prepared: str | None = None
+    when_handed_over: str | None = None
+    # Of other versions: STU3 notDone; R5 medication.
+    not_done: Any = None
+    medication: Any = None
+
+
+class Immunization(_Resource, tag="Immunization"):
+    status: str | None = None
+    vaccine_code: CodeableConcept | None = None
+    patient: Reference | None = None
+    occurrence_date_time: str | None = None
+    occurrence_string: str | None = None
+    # Of STU3: date, notGiven.
+    date: Any = None
+    not_given: Any = None
+
+
+class Reaction(_Base):
+    substance: CodeableConcept | None = None
+
+
+class AllergyIntolerance(_Resource, tag="AllergyIntolerance"):
+    clinical_status: CodeableConcept | None = None
+    verification_status: CodeableConcept | None = None
+    type: str | None = None
+    code: CodeableConcept | None = None
+    patient: Reference | None = None
+    onset_date_time: str | None = None
+    onset_age: Quantity | None = None
+    onset_period: Period | None = None
+    onset_range: Range | None = None
+    onset_string: str | None = None
+    recorded_date: str | None = None
+    last_occurrence: str | None = None
+    reaction: tuple[Reaction, ...] = ()
+    # Of other versions: STU3 assertedDate; R5 participant.
+    asserted_date: Any = None
+    participant: Any = None
+
+
+class ResearchStudy(_Resource, tag="ResearchStudy"):
+    identifier: tuple[Identifier, ...] = ()
+    title: str | None = None
+
+
+class ResearchSubject(_Resource, tag="ResearchSubject"):
+    status: str | None = None
+    period: Period | None = None
+    study: Reference | None = None
+    individual: Reference | None = None
+    # Of R5: subject, progress.
+    subject: Any = None
+    progress: Any = None
+
+
+class ConsentPolicy(_Base):
+    authority: str | None = None
+    uri: str | None = None
+
+
+class ConsentProvision(_Base):
+    type: str | None = None
+    period: Period | None = None
+    provision: tuple[ConsentProvision, ...] = ()
+
+
+class Attachment(_Base):
+    title: str | None = None
+    url: str | None = None
+
+
+class Narrative(_Base):
+    div: str | None = None
+
+
+class Consent(_Resource, tag="Consent"):
+    text: Narrative | None = None
+    identifier: tuple[Identifier, ...] = ()
+    status: str | None = None
+    scope: CodeableConcept | None = None
+    category: tuple[CodeableConcept, ...] = ()
+    patient: Reference | None = None
+    date_time: str | None = None
+    source_attachment: Attachment | None = None
+    source_reference: Reference | None = None
+    policy: tuple[ConsentPolicy, ...] = ()
+    policy_rule: CodeableConcept | None = None
+    provision: ConsentProvision | None = None
+    # Of R5: subject, grantee, decision.
+    subject: Any = None
+    grantee: Any = None
+    decision: Any = None
+
+
+class AdverseEvent(_Resource, tag="AdverseEvent"):
+    actuality: str | None = None
+    event: CodeableConcept | None = None
+    subject: Reference | None = None
+    date: str | None = None
+    detected: str | None = None
+    recorded_date: str | None = None
+    severity: CodeableConcept | None = None
+    seriousness: CodeableConcept | None = None
+    # Of R5: code, occurrence[x].
+    code: Any = None
+    occurrence_date_time: Any = None
+
+
+Clinical = (
+    Observation
+    | DiagnosticReport
+    | Condition
+    | Procedure
+    | Medication
+    | MedicationRequest
+    | MedicationAdministration
+    | MedicationStatement
+    | MedicationDispense
+    | Immunization
+    | AllergyIntolerance
+    | ResearchStudy
+    | ResearchSubject
+    | Consent
+    | AdverseEvent
+)
+Resource = Patient | Clinical
+
+_TYPES: tuple[type[_Resource], ...] = (
+    Patient, Observation, DiagnosticReport, Condition, Procedure, Medication, MedicationRequest,
+    MedicationAdministration, MedicationStatement, MedicationDispense, Immunization,
+    AllergyIntolerance, ResearchStudy, ResearchSubject, Consent, AdverseEvent,
+)
+READ_TYPES = frozenset(kind.__name__ for kind in _TYPES)
+
+# Fields that R4 (and R4B) do not have: their presence shows another version of FHIR.
+_FOREIGN: dict[type[_Resource], tuple[str, ...]] = {
+    Observation: (
+        "context", "related", "triggered_by", "body_structure", "instantiates_canonical",
+        "instantiates_reference", "value_attachment", "value_reference",
+    ),
+    DiagnosticReport: ("context",),
+    Condition: ("context", "asserted_date", "abatement_boolean", "participant"),
+    Procedure: (
+        "context", "not_done", "occurrence_date_time", "occurrence_period", "reported_boolean",
+        "recorded",
+    ),
+    MedicationRequest: ("context", "definition", "medication", "reason"),
+    MedicationAdministration: (
+        "not_given", "prescription", "medication", "occurence_date_time", "occurence_period",
+    ),
+    MedicationStatement: ("taken", "medication", "adherence"),
+    MedicationDispense: ("not_done", "medication"),
+    Immunization: ("date", "not_given"),
+    AllergyIntolerance: ("asserted_date", "participant"),
+    ResearchSubject: ("subject", "progress"),
+    Consent: ("subject", "grantee", "decision"),
+    AdverseEvent: ("code", "occurrence_date_time"),
+    Patient: ("animal",),
+}
+
+
+class Other(msgspec.Struct, frozen=True):
+    """A resource of a type that no rule reads."""
+
+    type: str
+    id: str | None
+
+
+class Unreadable(Exception):
+    """A resource that can't be used; the text holds no patient data.
+
+    ``type`` and ``id`` are what could be made out; ``code`` is its main code, if that can
+    be read, so that an irrelevant resource needs not count as masked (semantics 1.8);
+    ``subject`` is the reference to its patient if that can be read.
+    """
+
+    def __init__(
+        self,
+        problem: str,
+        *,
+        type: str | None = None,
+        id: str | None = None,
+        code: CodeableConcept | None = None,
+        subject: Reference | None = None,
+    ) -> None:
+        super().__init__(problem)
+        self.problem = problem
+        self.type = type
+        self.id = id
+        self.code = code
+        self.subject = subject
+
+
+_DECODER: msgspec.json.Decoder[Resource] = msgspec.json.Decoder(Resource)
+_CODE_FIELDS = ("code", "medicationCodeableConcept", "vaccineCode", "event", "medication")
+_SUBJECT_FIELDS = ("subject", "patient", "individual")
+
+
+def decode(raw: bytes | msgspec.Raw) -> Resource | Other:
+    """Decode one resource; raises Unreadable if it isn't usable R4."""
+    try:
+        resource = _DECODER.decode(raw)
+    except msgspec.ValidationError as error:
+        return _other(raw, _why(error))
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Unreadable("not JSON") from error
+    foreign = _FOREIGN.get(type(resource))
+    if foreign is not None:
+        for name in foreign:
+            if getattr(resource, name) is not None:
+                raise _unreadable(raw, "a resource of another FHIR version than R4")
+    return resource
+
+
+def _why(error: msgspec.ValidationError) -> str:
+    # msgspec names types and the path, and quotes values only of enumerations and tags.
+    text = str(error)
+    return "not a valid R4 resource" + (f" at {text.rsplit(' - at ', 1)[1]}" if " - at " in text else "")
+
+
+def _loose(raw: bytes | msgspec.Raw) -> dict[str, Any]:
+    try:
+        found = msgspec.json.decode(raw)
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
+        raise Unreadable("not JSON") from error
+    if not isinstance(found, dict):
+        raise Unreadable("not a JSON object")
+    return found
+
+
+def _other(raw: bytes | msgspec.Raw, why: str) -> Other:
+    loose = _loose(raw)
+    kind = loose.get("resourceType")
+    if not isinstance(kind, str):
+        raise Unreadable("no resourceType")
+    if kind not in READ_TYPES:
+        found = loose.get("id")
+        return Other(kind[:64], found if isinstance(found, str) else None)
+    raise _unreadable(raw, why)
+
+
+def _unreadable(raw: bytes | msgspec.Raw, why: str) -> Unreadable:
+    loose = _loose(raw)
+    kind, found = loose.get("resourceType"), loose.get("id")
+    code = next((loose[name] for name in _CODE_FIELDS if loose.get(name) is not None), None)
+    if isinstance(code, dict) and isinstance(code.get("concept"), dict):
+        code = code["concept"]  # R5 CodeableReference
+    subject = next((loose[name] for name in _SUBJECT_FIELDS if loose.get(name) is not None), None)
+    return Unreadable(
+        why,
+        type=kind if isinstance(kind, str) else None,
+        id=found if isinstance(found, str) else None,
+        code=_convert(code, CodeableConcept),
+        subject=_convert(subject, Reference),
+    )
+
+
+def _convert(value: object, kind: type[_T]) -> _T | None:
+    try:
+        return None if value is None else msgspec.convert(value, kind)
+    except msgspec.ValidationError:
+        return None

@@ -1,0 +1,1 @@
+"""Rendering verdicts and errors for people and programs."""

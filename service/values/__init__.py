@@ -1,0 +1,1 @@
+"""Values: three-valued logic, dates as intervals, exact quantities."""

@@ -1,0 +1,89 @@
+"""The documentation says what is true: commands, settings, rules, the example's answer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+import pytest
+
+from service.cli import main
+from service.config import SETTINGS, Setting
+from tests import docs
+
+ROOT = docs.ROOT
+README = docs.README.read_text(encoding="utf-8")
+PAGES = [docs.README, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
+TWO_COMMANDS = (
+    "python3 -m venv .venv && .venv/bin/pip install . && .venv/bin/eligibility demo",
+    "python3 -m venv .venv && .venv/bin/pip install '.[test]' && .venv/bin/pytest",
+)
+STALE = "run `python -m tests.docs`"
+
+
+def commands() -> dict[str, click.Command]:
+    """List the subcommands."""
+    assert isinstance(main, click.Group)
+    context = click.Context(main)
+    found = {name: main.get_command(context, name) for name in main.list_commands(context)}
+    return {name: command for name, command in found.items() if command is not None}
+
+
+@pytest.mark.parametrize("command", TWO_COMMANDS)
+def test_the_readme_has_the_two_commands_on_a_line_of_their_own(command: str) -> None:
+    assert command in README.splitlines()
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_is_in_the_readme(name: str) -> None:
+    assert f"eligibility {name}" in README
+    assert f"| `{name}` |" in README
+
+
+@pytest.mark.parametrize("name", commands())
+def test_every_command_explains_itself_with_an_example(name: str) -> None:
+    command = commands()[name]
+    assert command.help
+    assert f"eligibility {name}" in (command.epilog or "")
+    for parameter in command.params:
+        if isinstance(parameter, click.Option):
+            assert parameter.help, f"{name} {parameter.name}"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.field)
+def test_every_setting_is_a_flag_of_serve(setting: Setting) -> None:
+    flags = {flag for parameter in commands()["serve"].params for flag in parameter.opts}
+    assert setting.flag in flags
+
+
+def test_the_table_of_settings_is_that_of_the_program() -> None:
+    assert docs.settings_part(README) == README, STALE
+
+
+def test_the_answer_in_the_readme_is_the_one_the_service_gives() -> None:
+    assert docs.answer_part(README) == README, STALE
+
+
+def test_the_pages_of_criteria_are_those_of_the_trial_files() -> None:
+    for path, page in docs.criteria_pages().items():
+        assert path.read_text(encoding="utf-8") == page, STALE
+
+
+def test_there_is_a_page_for_each_trial_file_and_no_other() -> None:
+    trials = {path.stem for path in (ROOT / "mappings" / "trials").glob("*.yaml")}
+    assert {path.stem for path in (ROOT / "docs" / "criteria").glob("*.md")} == trials
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_between_files_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#\s]+)[^)]*\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_named_in_code_marks_exist(page: Path) -> None:
+    text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    for name in re.findall(r"`((?:mappings|fixtures|docs|service|tests)/[\w./-]+)`", text):
+        assert (ROOT / name).exists(), name
