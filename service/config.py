@@ -155,24 +155,35 @@ def _algorithms(value: str) -> tuple[str, ...]:
 
 
 SETTINGS: tuple[Setting, ...] = (
-    Setting("source", "where records are read: a FHIR base URL, a directory or a file; "
-            "none: the fixtures shipped with the service", _text),
+    Setting(
+        "source",
+        "where records are read: a FHIR base URL, a directory or a file; "
+        "none: the fixtures shipped with the service",
+        _text,
+    ),
     Setting("site", "the hospital's site file (YAML)", _path),
     Setting("mappings", "folder to use instead of the shipped mappings", _path),
     Setting("host", "address to listen on", _host),
     Setting("port", "port to listen on; 0 takes a free one", _whole(0, _MAX_PORT)),
     Setting("workers", "number of server processes", _whole(1, 64)),
     Setting("threads", "threads per process", _whole(1, 64)),
-    Setting("base_url", "public base URL of the FHIR endpoint, for links; "
-            "none: taken from the request", _url),
+    Setting(
+        "base_url",
+        "public base URL of the FHIR endpoint, for links; none: taken from the request",
+        _url,
+    ),
     Setting("canonical_base", "base of the canonical URLs of criteria and code sets", _url),
-    Setting("source_auth", "how the service authenticates to the source: none, bearer or smart",
-            _one_of("none", "bearer", "smart")),
+    Setting(
+        "source_auth",
+        "how the service authenticates to the source: none, bearer or smart",
+        _one_of("none", "bearer", "smart"),
+    ),
     Setting("source_token", "bearer token for the source", _text, secret=True),
     Setting("source_token_file", "file that holds the bearer token", _path),
     Setting("source_client_id", "client id for SMART Backend Services", _text),
-    Setting("source_key", "private key for SMART Backend Services (PEM or JWK)", _text,
-            secret=True),
+    Setting(
+        "source_key", "private key for SMART Backend Services (PEM or JWK)", _text, secret=True
+    ),
     Setting("source_key_file", "file that holds the private key", _path),
     Setting("source_token_url", "token URL; none: discovered at the source", _secure_url),
     Setting("source_scope", "scopes asked for", _text),
@@ -180,8 +191,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("source_read_timeout", "seconds to wait for the source's next bytes", _whole(1, 600)),
     Setting("source_budget", "seconds that reading one patient may take in all", _whole(1, 3600)),
     Setting("source_parallel", "parallel searches of one patient", _whole(1, 32)),
-    Setting("caller_auth", "how callers authenticate: none (loopback only), keys or jwt",
-            _one_of("none", "keys", "jwt")),
+    Setting(
+        "caller_auth",
+        "how callers authenticate: none (loopback only), keys or jwt",
+        _one_of("none", "keys", "jwt"),
+    ),
     Setting("caller_keys_file", "file of hashed keys, a line each: name sha256:HEX", _path),
     Setting("caller_issuer", "issuer (iss) of callers' tokens", _text),
     Setting("caller_jwks_url", "JSON Web Key Set of that issuer", _secure_url),
@@ -191,14 +205,19 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("max_body_bytes", "greatest size of a request's body", _whole(1_024, 2**31)),
     Setting("max_depth", "greatest depth of a request's JSON", _whole(8, 256)),
     Setting("max_entries", "greatest number of resources in a request", _whole(1, 1_000_000)),
-    Setting("rate_per_minute", "requests per caller, minute and process; 0: no limit",
-            _whole(0, 1_000_000)),
+    Setting(
+        "rate_per_minute",
+        "requests per caller, minute and process; 0: no limit",
+        _whole(0, 1_000_000),
+    ),
     Setting("max_concurrent", "evaluations at the same time per process", _whole(1, 256)),
     Setting("time_limit", "seconds an evaluation may take", _whole(1, 3_600)),
-    Setting("trusted_proxies", "number of proxies whose X-Forwarded headers are believed",
-            _whole(0, 10)),
-    Setting("log_level", "least level that is logged: debug, info, warning or error",
-            _one_of(*_LEVELS)),
+    Setting(
+        "trusted_proxies", "number of proxies whose X-Forwarded headers are believed", _whole(0, 10)
+    ),
+    Setting(
+        "log_level", "least level that is logged: debug, info, warning or error", _one_of(*_LEVELS)
+    ),
 )
 _DEFAULTS = Settings()
 assert {setting.field for setting in SETTINGS} == {field.name for field in fields(Settings)}
@@ -297,9 +316,7 @@ def _check_caller_auth(settings: Settings) -> None:
     if settings.caller_auth == "jwt":
         for name in ("caller_issuer", "caller_jwks_url", "caller_audience"):
             if getattr(settings, name) is None:
-                raise ConfigurationError(
-                    f"{_PREFIX}CALLER_AUTH=jwt needs {_PREFIX}{name.upper()}"
-                )
+                raise ConfigurationError(f"{_PREFIX}CALLER_AUTH=jwt needs {_PREFIX}{name.upper()}")
 
 
 def check_exposure(settings: Settings) -> None:

@@ -91,7 +91,7 @@ class Uln(NamedTuple):
     source: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Concept:
     """A CodeableConcept as the code sets see it.
 
@@ -142,6 +142,16 @@ class Concept:
 
 
 NOTHING = Concept("", frozenset(), {}, frozenset(), True, ())
+# Codings of these systems say why there is no code (masked, unknown): they are none.
+_NO_CODE = frozenset(
+    (
+        "http://terminology.hl7.org/CodeSystem/data-absent-reason",
+        "http://hl7.org/fhir/data-absent-reason",
+        "http://terminology.hl7.org/CodeSystem/v3-NullFlavor",
+        "http://hl7.org/fhir/v3/NullFlavor",
+        "urn:oid:2.16.840.1.113883.5.1008",
+    )
+)
 _CACHE_LIMIT = 200_000
 _BREAK = re.compile(r"[;,.()\[\]|]+")
 
@@ -249,6 +259,8 @@ class Terms:
         codings: set[tuple[str, str]] = set()
         texts: list[str] = [coded.text] if coded.text and coded.text.strip() else []
         for coding in coded.coding:
+            if coding.system in _NO_CODE:
+                continue
             if coding.display and coding.display.strip():
                 texts.append(coding.display)
             if not coding.code or not coding.code.strip():

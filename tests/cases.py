@@ -59,7 +59,7 @@ def merged(base: Any, over: Any) -> Any:
     for key, value in over.items():
         if value is None:
             result.pop(key, None)
-        elif key in result:
+        elif key in result and key not in _WHOLE:
             result[key] = merged(result[key], value)
         else:
             result[key] = merged({}, value) if isinstance(value, dict) else value
@@ -139,6 +139,8 @@ class Case:
 
 
 _ENCODER = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
+# Codes are stated anew as a whole: a text in place of a code is no addition to it.
+_WHOLE = ("code", "medicationCodeableConcept", "vaccineCode")
 _SUBJECTS = {
     "Observation": "subject", "DiagnosticReport": "subject", "Condition": "subject",
     "Procedure": "subject", "MedicationRequest": "subject", "MedicationAdministration": "subject",
@@ -172,3 +174,55 @@ def by_id(verdict: Verdict) -> dict[str, Result]:
     return {result.id: result for result, _ in walk(verdict.criteria)}
 
 
+
+
+@dataclass(frozen=True)
+class PatientCase:
+    """A fixture patient with the outcomes a physician expects of every criterion."""
+
+    name: str
+    content: dict[str, Any]
+    expected: dict[str, str]
+
+    @property
+    def as_of(self) -> date:
+        """The day of evaluation."""
+        return date.fromisoformat(str(self.content["as_of"]))
+
+    def items(self) -> list[Item]:
+        """The resources of the patient's Bundle."""
+        path = ROOT / "fixtures" / "patients" / f"{self.content['patient']}.json"
+        bundle = msgspec.json.decode(path.read_bytes(), type=_Bundle)
+        return [Item(bytes(entry.resource), entry.full_url) for entry in bundle.entry]
+
+    def facts(self, readings: dict[str, Reading] | None = None) -> PatientFacts:
+        """The patient's facts, everything read unless stated otherwise."""
+        pool = Pool(self.items())
+        stated = readings or dict.fromkeys(CLINICAL_TYPES, ASSUMED)
+        record = from_pool(pool, next(iter(pool.patients)), stated)
+        return facts_of(record, terms_with(), Site())
+
+    def evaluate(self) -> Verdict:
+        """The verdict on the patient."""
+        return evaluate(trial_with(), self.facts(), self.as_of)
+
+
+class _Entry(msgspec.Struct, rename="camel"):
+    resource: msgspec.Raw
+    full_url: str | None = None
+
+
+class _Bundle(msgspec.Struct):
+    entry: list[_Entry]
+
+
+def patient_cases() -> list[PatientCase]:
+    """List the fixture patients with their expectations, ``like`` resolved."""
+    contents = {path.stem: load(path) for path in sorted(CASES.glob("*.yaml"))}
+
+    def expected(name: str) -> dict[str, str]:
+        content = contents[name]
+        base = expected(content["like"]) if "like" in content else {}
+        return base | (content.get("expect") or {})
+
+    return [PatientCase(name, content, expected(name)) for name, content in contents.items()]

@@ -26,11 +26,13 @@ _COMMANDS: Mapping[str, str] = {
 
 
 class Failed(click.ClickException):
-    """Carries an error of the service to click, with the exit code it asks for."""
+    """Something could not be done: a message and exit code 1."""
 
-    def __init__(self, error: EligibilityError) -> None:
-        super().__init__(error.message)
-        self.exit_code = error.exit_code
+
+class Misused(click.ClickException):
+    """Wrong usage or configuration: a message and exit code 2."""
+
+    exit_code = 2
 
 
 class Commands(click.Group):
@@ -58,7 +60,8 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except EligibilityError as error:
-            raise Failed(error) from error
+            kind = Misused if error.exit_code == Misused.exit_code else Failed
+            raise kind(error.message) from error
 
 
 _EPILOG = """\

@@ -30,7 +30,7 @@ stream), 2 wrong usage.
 """
 
 
-class _Day(click.ParamType):
+class _Day(click.ParamType[date]):
     """A calendar day as YYYY-MM-DD."""
 
     name = "date"

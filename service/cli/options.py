@@ -58,7 +58,7 @@ def _metavar(setting: Setting) -> str:
     return setting.field.rsplit("_", 1)[-1].upper()
 
 
-class _SettingType(click.ParamType):
+class _SettingType(click.ParamType[str]):
     """Leaves the reading of a value to the settings; completes files' names."""
 
     name = "text"

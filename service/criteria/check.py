@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple, get_args
 
 import msgspec
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
@@ -35,7 +35,7 @@ _OPPOSITE = (
     ("remission", "relapse"),
 )
 _NUMBERED = re.compile(r"([A-Z])([0-9]+)")
-_WINDOW_PATTERN = WindowText.__metadata__[0].pattern
+_WINDOW_PATTERN: str = get_args(WindowText)[1].pattern
 _WINDOW_MISTAKE = "a window needs a number and its unit, as in: 28 days"
 _AS_NUMBER = re.compile(r"Expected `str[^`]*`, got `int`")
 
@@ -185,7 +185,7 @@ def _is_window(message: str) -> bool:
 
 def _window_fields() -> set[str]:
     found: set[str] = set()
-    waiting: list[type] = [msgspec.Struct]
+    waiting: list[type[msgspec.Struct]] = [msgspec.Struct]
     while waiting:
         for kind in waiting.pop().__subclasses__():
             waiting.append(kind)
@@ -213,7 +213,7 @@ class _Places:
         return self._lines.get(text, [1])[0]
 
 
-def _texts(node: Any) -> Iterator[tuple[str, int]]:
+def _texts(node: object) -> Iterator[tuple[str, int]]:
     """List the texts of a YAML node with their lines (keys that name sets too)."""
     if isinstance(node, CommentedMap):
         for key, value in node.items():
@@ -230,7 +230,7 @@ def _texts(node: Any) -> Iterator[tuple[str, int]]:
                 yield from _texts(value)
 
 
-def _twice(node: Any, seen: set[str] | None = None) -> Iterator[tuple[str, int]]:
+def _twice(node: object, seen: set[str] | None = None) -> Iterator[tuple[str, int]]:
     """Find criteria and parts whose id was used before."""
     seen = set() if seen is None else seen
     for key in ("criteria", "parts"):

@@ -252,12 +252,14 @@ def assumptions_of(fact: Fact) -> tuple[str, ...]:
     """Name the assumptions made in reading a fact."""
     found: list[str] = []
     if isinstance(fact, ObservationFact) and fact.issued:
-        found.append(f"{fact.reference}: the date of issue is used, no effective date is given")
+        found.append(f"{fact.reference}: no effective date is given, the date issued is used")
     if isinstance(fact, ConditionFact):
         if fact.verification_missing:
             found.append(f"{fact.reference}: without verification status, taken as confirmed")
         if fact.assumed_onset:
             found.append(f"{fact.reference}: the recorded date is used for the onset")
+    if isinstance(fact, EventFact) and fact.verification_missing:
+        found.append(f"{fact.reference}: without verification status, taken as confirmed")
     if isinstance(fact, EventFact) and fact.assumed_date:
         found.append(f"{fact.reference}: the recorded date is used for the onset")
     if fact.when is not None and fact.when.local:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import date
 
 from service.criteria.context import Context, Draft, unique
+from service.criteria.rules.base import types_of
 from service.criteria.model import Result, Verdict, VerdictCode, walk
 from service.criteria.trial import Criterion, Trial
 from service.facts.model import PatientFacts
@@ -78,19 +79,31 @@ def _result(criterion: Criterion, ctx: Context) -> Result:
     ctx.stack.append(criterion.id)
     try:
         if criterion.rule is not None:
-            return _of_draft(criterion, criterion.rule.evaluate(ctx))
+            return _of_draft(criterion, criterion.rule.evaluate(ctx), ctx)
         parts = tuple(ctx.result(part.id) for part in criterion.parts)
         return _of_parts(criterion, parts)
     finally:
         ctx.stack.pop()
 
 
-def _of_draft(criterion: Criterion, draft: Draft) -> Result:
+def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:
     settled = draft.settled_by if draft.outcome is Outcome.UNKNOWN else ()
+    assumptions = draft.assumptions
+    if draft.reason is Reason.RECORD_ABSENT:
+        assumptions = unique(assumptions, _taken_as_complete(criterion, ctx))
     return Result(
         criterion.id, criterion.kind, criterion.text, draft.outcome, draft.reason, draft.message,
-        draft.evidence, draft.assumptions, settled,
+        draft.evidence, assumptions, settled,
     )
+
+
+def _taken_as_complete(criterion: Criterion, ctx: Context) -> tuple[str, ...]:
+    """Name the types whose completeness is an assumption (files, a Bundle handed in, 1.5)."""
+    if criterion.rule is None:
+        return ()
+    kinds = dict.fromkeys(kind for reads in criterion.rule.reads() for kind in types_of(reads.type))
+    assumed = [kind for kind in kinds if ctx.facts.reading(kind).assumed]
+    return (f"taken as complete: {', '.join(assumed)}",) if assumed else ()
 
 
 def _of_parts(criterion: Criterion, parts: tuple[Result, ...]) -> Result:

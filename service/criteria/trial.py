@@ -168,6 +168,8 @@ def plain(value: Any) -> Any:
         return Decimal(str(value))
     if isinstance(value, str):
         return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return int(value)
     return value
 
 

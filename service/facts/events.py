@@ -221,6 +221,7 @@ class Reader:
             Standing.COUNTS if verification in (None, "confirmed") else Standing.UNCONFIRMED,
             onset or recorded, assumed_date=onset is None and recorded is not None,
             start=onset or recorded, inactive=clinical in ("inactive", "resolved"),
+            verification_missing=verification is None,
             intolerance=resource.type == "intolerance", others=substances, status=clinical,
             modified=bool(resource.modifier_extension), conflicting=located.conflicting,
         )

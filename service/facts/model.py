@@ -47,7 +47,7 @@ class Person:
     conflicting: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ObservationFact:
     """One result (an Observation or a component of one).
 
@@ -87,7 +87,7 @@ class ObservationFact:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ConditionFact:
     """One Condition. ``onset`` may rest on the recorded date (``assumed_onset``).
 
@@ -127,7 +127,7 @@ class ConditionFact:
         return self.onset
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class EventFact:
     """A procedure, medicine, immunisation, allergy or adverse event.
 
@@ -157,6 +157,7 @@ class EventFact:
     modified: bool = False
     conflicting: bool = False
     grade: str | None = None
+    verification_missing: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from service.values.dates import When, parse
 _SEX_EXTENSIONS = (
     "http://hl7.org/fhir/us/core/StructureDefinition/us-core-birthsex",
     "http://hl7.org/fhir/us/core/StructureDefinition/us-core-sex",
+    "http://hl7.org/fhir/us/core/StructureDefinition/us-core-individual-sex",
     "http://hl7.org/fhir/StructureDefinition/patient-birthSex",
     "http://hl7.org/fhir/StructureDefinition/individual-recordedSexOrGender",
 )

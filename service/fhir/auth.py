@@ -180,7 +180,7 @@ class SmartBackend:
     token endpoint comes from the server's ``.well-known/smart-configuration`` unless given.
     """
 
-    def __init__(  # noqa: PLR0913 - what a registration at a hospital consists of
+    def __init__(
         self,
         base_url: str,
         *,

@@ -409,9 +409,7 @@ def _issue_codes(issue: _Issue) -> set[str]:
     return {issue.code} if issue.code else set()
 
 
-def _search_reply(
-    bundle: _Bundle, only: str | None, problem: str | None, matches: int
-) -> Reply:
+def _search_reply(bundle: _Bundle, only: str | None, problem: str | None, matches: int) -> Reply:
     urls = {link.relation: link.url for link in bundle.link if link.url}
     self_url = urls.get("self")
     types, patient, narrowed = _searched(self_url) if self_url else (None, None, None)
@@ -458,7 +456,8 @@ def whole(replies: Iterable[Reply]) -> list[Reply]:
     listed = list(replies)
     by_self = {reply.self_url: reply for reply in listed if reply.self_url}
     followed = {
-        reply.next_url for reply in listed
+        reply.next_url
+        for reply in listed
         if reply.next_url in by_self and reply.next_url != reply.self_url
     }
     starts = [reply for reply in listed if reply.self_url is None or reply.self_url not in followed]
@@ -504,9 +503,7 @@ def readings_of(replies: Iterable[Reply], patients: Set[str]) -> dict[str, Readi
     which nothing speaks was not read; files and Bundles handed in speak for all types (an
     assumption).
     """
-    concerned = [
-        reply for reply in replies if reply.patient is None or reply.patient in patients
-    ]
+    concerned = [reply for reply in replies if reply.patient is None or reply.patient in patients]
     readings = {}
     for kind in RECORD_TYPES:
         speaking = [reply for reply in concerned if reply.types is None or kind in reply.types]

@@ -126,9 +126,7 @@ def _base(scheme: str, netloc: str, path: str) -> str | None:
     return f"{scheme}://{netloc}{'/'.join(steps)}"
 
 
-def judge(
-    manifests: Iterable[Manifest], files: Mapping[str, Mapping[str, int]]
-) -> list[Reply]:
+def judge(manifests: Iterable[Manifest], files: Mapping[str, Mapping[str, int]]) -> list[Reply]:
     """Tell what the exports leave out.
 
     ``files``: per file on disk (its name without folder and ``.gz``) how many resources of

@@ -185,22 +185,19 @@ def parse_page(body: bytes, kind: str, harmless: frozenset[str], hidden: Iterabl
         entries.append(Entry(Item(bytes(found.resource), found.full_url), look))
         if look.resource_type == kind and mode != "include":
             matches.append(look)
-    following: object = _next(bundle.link)
-    if following is not None and (not isinstance(following, str) or not following.strip()):
+    following = _next(bundle.link)
+    if following == "":
         holes.append("the reply's link to the next page is empty")
-        following = None
     total = bundle.total if type(bundle.total) is int else None
-    return Page(
-        tuple(entries),
-        tuple(matches),
-        following if isinstance(following, str) else None,
-        total,
-        tuple(holes),
-    )
+    return Page(tuple(entries), tuple(matches), following or None, total, tuple(holes))
 
 
-def _next(links: tuple[_Link, ...]) -> object:
-    return next((link.url for link in links if link.relation == "next"), None)
+def _next(links: tuple[_Link, ...]) -> str | None:
+    """Give the address of the next page: None if there is none, empty if it is unusable."""
+    for link in links:
+        if link.relation == "next":
+            return link.url.strip() if isinstance(link.url, str) else ""
+    return None
 
 
 def _instead_of_a_page(

@@ -49,7 +49,7 @@ class ServerSource:
     each request, as some servers want their own (Epic-Client-ID).
     """
 
-    def __init__(  # noqa: PLR0913 - all but the address have defaults
+    def __init__(
         self,
         base_url: str,
         auth: Auth | None = None,

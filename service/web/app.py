@@ -19,7 +19,7 @@ from service.web import definitions, health, operation
 from service.web.callers import NotAuthenticated, build_callers
 from service.web.logs import LOGGER, error_fields
 from service.web.negotiation import answer, check_accept
-from service.web.state import REQUEST_ID, State, build_state, state
+from service.web.state import REQUEST_ID, build_state, state
 from service.wiring import build_screening, build_source
 
 _STATUS_CODES = {

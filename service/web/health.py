@@ -15,7 +15,9 @@ from service.web.state import state
 blueprint = Blueprint("health", __name__)
 
 # Open to everyone: they tell nothing of patients or of who asks.
-OPEN = frozenset(("health.healthz", "health.readyz", "health.metrics", "health.document"))
+OPEN = frozenset((
+    "health.healthz", "health.readyz", "health.metrics", "health.document", "definitions.metadata",
+))  # fmt: skip
 # Asked every few seconds by machines; not worth a line of log each.
 QUIET = frozenset(("health.healthz", "health.readyz", "health.metrics"))
 

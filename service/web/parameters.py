@@ -75,7 +75,8 @@ def read_parameters(body: bytes, limits: Limits) -> Question:
         by_name.setdefault(parameter.name, []).append((index, parameter))
     for name in _ONCE:
         if len(by_name.get(name, ())) > 1:
-            raise RequestError(f"{name} is given more than once", expression=_at(by_name[name][1][0]))
+            second = by_name[name][1][0]
+            raise RequestError(f"{name} is given more than once", expression=_at(second))
     return _question(by_name)
 
 

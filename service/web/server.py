@@ -11,6 +11,7 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.workers.base import Worker
 
 from service.config import Settings
 from service.errors import EligibilityError
@@ -22,7 +23,7 @@ _MULTIPROC = "PROMETHEUS_MULTIPROC_DIR"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - gunicorn's own heartbeat files, made safely
 
 
-class _Server(BaseApplication):  # type: ignore[misc]
+class _Server(BaseApplication):
     """Hands gunicorn an application and options that are ready."""
 
     def __init__(self, app: Flask, options: dict[str, Any]) -> None:
@@ -35,7 +36,7 @@ class _Server(BaseApplication):  # type: ignore[misc]
         for name, value in self._options.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Flask:
+    def load(self) -> Any:  # noqa: ANN401 - gunicorn's own type of an application is narrower
         """Give the application."""
         return self._app
 
@@ -84,8 +85,8 @@ def options(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _forget(server: object, worker: Any) -> None:
+def _forget(server: object, worker: Worker) -> None:
     """Take a process that ended out of the gauges."""
     from prometheus_client.multiprocess import mark_process_dead  # noqa: PLC0415
 
-    mark_process_dead(worker.pid)
+    mark_process_dead(worker.pid)  # type: ignore[no-untyped-call]

@@ -8,7 +8,7 @@ from service.criteria.context import Context, Draft, unique, wanted_data
 from service.criteria.model import Settles
 from service.criteria.rules.base import Reads, RuleBase, SetNames
 from service.criteria.rules.results import CodedResult
-from service.values.logic import Outcome, Reason
+from service.values.logic import Outcome, Reason, unknown_rank
 
 
 class AntibodyPair(RuleBase, frozen=True, kw_only=True, tag="antibody-pair"):
@@ -39,9 +39,9 @@ class AntibodyPair(RuleBase, frozen=True, kw_only=True, tag="antibody-pair"):
                 "one of the two antibodies is positive", evidence, assumptions,
                 (Settles(self.question),),
             )
-        unavailable = [d for d in drafts if d.reason is Reason.SOURCE_UNAVAILABLE]
-        if unavailable:
-            return unavailable[0]
+        unusable = [d for d in drafts if d.reason not in (Reason.NO_DATA, Reason.VALUE_MEETS)]
+        if unusable:
+            return min(unusable, key=lambda draft: unknown_rank(draft.reason))
         wanted = tuple(
             wanted_data(ctx, "Observation", sets, f"a test: {', '.join(sets)}")
             for sets, draft in zip((self.first, self.second), drafts, strict=True)

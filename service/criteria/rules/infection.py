@@ -140,6 +140,9 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
         effect: str = result.kind.positive
         for name, then in result.kind.cleared_by.items():
             other = next(each for each in tested if each.kind.name == name)
+            if effect == "judgement" and other.draft.reason in _UNUSABLE:
+                # The other kind was tested too, and its own reason says what is missing.
+                return None
             if other.polarity is Polarity.NEGATIVE and _since(other, result.latest.top):
                 if then == "pass" and self._fresh(other, ctx) is not True:
                     return self._aged(other, ctx)
@@ -250,6 +253,12 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
         for name in self.condition_cleared_by:
             if name not in names:
                 yield f"condition_cleared_by names {name!r}, which is no kind of test here"
+
+
+_UNUSABLE = (
+    Reason.UNREADABLE_VALUE, Reason.INDETERMINATE_VALUE, Reason.CONFLICTING_DATA,
+    Reason.INDETERMINATE_DATE, Reason.SOURCE_UNAVAILABLE,
+)
 
 
 def _since(result: _Tested, facts: Sequence[Fact]) -> bool:

@@ -101,19 +101,22 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
             fact for match, fact in found
             if not _firm(fact) and match in (Match.INCLUDE, Match.CONFLICT, Match.UNMAPPED)
         ]
-        antigen = ctx.result(self.confirmed_by).outcome
+        antigen = ctx.result(self.confirmed_by)
         sure_other = [fact for fact in other if _firm(fact)]
         if sure_other and not stated:
-            return self._of_other(ctx, sure_other, antigen, gaps)
+            return self._of_other(sure_other, antigen.outcome, gaps)
         plain = [
             (fact.concept.match(self.unstated), fact) for _, fact in found
             if _firm(fact) and fact not in other
         ]
         unstated = [fact for match, fact in plain if match is Match.INCLUDE]
-        if unstated and antigen is Outcome.PASS:
+        if unstated and antigen.outcome is Outcome.PASS:
             if gaps:
                 return unavailable(gaps, self.stated, "a diagnosis of the other lineage")
-            return finding_of(self._present(unstated, "the antigen supplies the lineage"))
+            found_by = finding_of(self._present(unstated, "the antigen supplies the lineage"))
+            return found_by._replace(evidence=unique(found_by.evidence, antigen.evidence))
+        if unstated and gaps and antigen.reason is Reason.SOURCE_UNAVAILABLE:
+            return unavailable(gaps, self.stated, "a diagnosis with its lineage")
         if loose:
             return _unknown(Reason.UNCONFIRMED, "the diagnosis is not confirmed", loose)
         torn = [fact for match, fact in plain if match is Match.CONFLICT]
@@ -130,7 +133,6 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
 
     def _of_other(
         self,
-        ctx: Context,
         sure: list[ConditionFact],
         antigen: Outcome,
         gaps: tuple[Gap, ...],
@@ -211,7 +213,9 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
             fact for fact in relapsed
             if fact.onset is not None and not fact.onset.definitely_before(began)
         ]
-        if self._preceded(ctx, began, relapsed):
+        before = self._preceding(ctx, began, relapsed)
+        if before:
+            shown = unique(shown, (evidence_of(fact) for fact in before))
             return self._judge("a relapse or a transplantation precedes that remission", shown)
         if not later:
             return self._judge("no relapse after the first remission on record", shown)
@@ -264,17 +268,21 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
             c.concept.included((*self.diagnosis, *self.remission, *self.relapse)) for c in focused
         )
 
-    def _preceded(self, ctx: Context, began: When, relapsed: list[ConditionFact]) -> bool:
-        for fact in relapsed:
-            if fact.onset is not None and fact.onset.definitely_before(began):
-                return True
-        for kind in ("Procedure", "Condition"):
-            for match, fact in ctx.find(kind, self.transplant):
-                if match is Match.EXCLUDE:
-                    continue
-                if fact.when is None or not began.definitely_before(fact.when):
-                    return True
-        return False
+    def _preceding(
+        self, ctx: Context, began: When, relapsed: list[ConditionFact]
+    ) -> list[Fact]:
+        """List what shows that the remission may not be the first."""
+        found: list[Fact] = [
+            fact for fact in relapsed
+            if fact.onset is not None and fact.onset.definitely_before(began)
+        ]
+        found += [
+            fact for kind in ("Procedure", "Condition")
+            for match, fact in ctx.find(kind, self.transplant)
+            if match is not Match.EXCLUDE
+            and (fact.when is None or not began.definitely_before(fact.when))
+        ]
+        return found
 
     def _judge(self, text: str, shown: tuple) -> Draft:
         return Draft(
@@ -558,10 +566,11 @@ class SiteOnly(RuleBase, frozen=True, kw_only=True, tag="disease-site"):
         decided = worst(findings)
         if decided is None:
             return Draft(Outcome.PASS, Reason.RECORD_ABSENT, "no disease elsewhere on record")
-        if ctx.result(self.site).outcome is Outcome.PASS:
+        at_site = ctx.result(self.site)
+        if at_site.outcome is Outcome.PASS:
             return Draft(
                 Outcome.PASS, Reason.VALUE_MEETS, f"{self.site} shows disease at the site itself",
-                decided.evidence, decided.assumptions,
+                unique(decided.evidence, at_site.evidence), decided.assumptions,
             )
         if decided.reason is Reason.JUDGEMENT_REQUIRED:
             decided = decided._replace(settled_by=(Settles(self.question),))

@@ -7,6 +7,7 @@ the worst of all decides (semantics 1.1); absence counts only if everything was 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Literal
 
 import msgspec
@@ -98,7 +99,11 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return text
 
     def findings(self, ctx: Context) -> list[Finding]:
-        """Judge every record found."""
+        """Judge every record found that counts."""
+        return [found for found in self.judged(ctx) if found.reason is not Reason.RECORD_ABSENT]
+
+    def judged(self, ctx: Context) -> list[Finding]:
+        """Judge every record found; RECORD_ABSENT marks one that doesn't count."""
         matched = [
             (match, fact)
             for match, fact in ctx.find(self.resource, self.codes)
@@ -108,10 +113,8 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             conditions = [
                 (match, fact) for match, fact in matched if isinstance(fact, ConditionFact)
             ]
-            found = [self.of_course(course, ctx) for course in courses(conditions, ctx)]
-        else:
-            found = [self._of_record(match, fact, ctx) for match, fact in matched]
-        return [finding for finding in found if finding is not None]
+            return [self.of_course(course, ctx) for course in courses(conditions, ctx)]
+        return [self._of_record(match, fact, ctx) for match, fact in matched]
 
     def _left_out(self, fact: Fact) -> bool:
         concept = fact.concept
@@ -119,8 +122,8 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             name in concept.keywords for name in self.not_if_in
         )
 
-    def of_course(self, course: Course, ctx: Context) -> Finding | None:
-        """Judge a condition by all records of its code; None if it doesn't count."""
+    def of_course(self, course: Course, ctx: Context) -> Finding:
+        """Judge a condition by all records of its code."""
         fact = course.deciding[0]
         then: str = self.then
         if self.when == "recent":
@@ -129,7 +132,7 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
                 return recent
         if course.activity is Activity.INACTIVE:
             if self.inactive is None:
-                return None
+                return _passed_over(course.facts, "is not active")
             then = self.inactive
         reason = None
         if course.unconfirmed:
@@ -143,7 +146,7 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         elif self.within is not None and self.when == "active":
             reason = self._dated(fact, ctx)
             if reason is Reason.RECORD_ABSENT:
-                return None
+                return _passed_over(course.facts, "lies outside the window")
         if reason is None and self.long_ago is not None:
             if fact.onset is None:
                 reason = Reason.INDETERMINATE_DATE
@@ -175,13 +178,13 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return Reason.INDETERMINATE_DATE
         return None if inside else Reason.RECORD_ABSENT
 
-    def _of_record(self, match: Match, fact: Fact, ctx: Context) -> Finding | None:
+    def _of_record(self, match: Match, fact: Fact, ctx: Context) -> Finding:
         then: str = self.then
         reason: Reason | None = None
         if isinstance(fact, EventFact):
             if self.when == "active" and fact.inactive:
                 if self.inactive is None:
-                    return None
+                    return _passed_over((fact,), "is not active")
                 then = self.inactive
             elif fact.intolerance and self.intolerance is not None:
                 then = self.intolerance
@@ -191,7 +194,7 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         elif self.within is not None:
             dated = self._dated(fact, ctx)
         if dated is Reason.RECORD_ABSENT:
-            return None
+            return _passed_over((fact,), "lies outside the window")
         if self._loose(fact):
             reason = Reason.UNCONFIRMED
         elif isinstance(fact, EventFact) and fact.order and self.order is not None:
@@ -256,6 +259,14 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         )
 
 
+def _passed_over(facts: tuple[Fact, ...], why: str) -> Finding:
+    return Finding(
+        Outcome.PASS, Reason.RECORD_ABSENT, f"{facts[0].reference} {why}",
+        tuple(evidence_of(fact) for fact in facts),
+        unique(*(assumptions_of(fact) for fact in facts)),
+    )
+
+
 def in_use(fact: EventFact, within: str, ctx: Context) -> Reason | None:
     """Test whether a medicine was in use in a window: None yes, RECORD_ABSENT no."""
     window = window_of(within)
@@ -313,7 +324,9 @@ class Records(RuleBase, frozen=True, kw_only=True, tag="records"):
     def evaluate(self, ctx: Context) -> Draft:
         if self.not_applicable_if_male and ctx.facts.person.sex == "male":
             return Draft(Outcome.PASS, Reason.NOT_APPLICABLE, "does not apply to men")
-        findings = [finding for finder in self.find for finding in finder.findings(ctx)]
+        judged = [finding for finder in self.find for finding in finder.judged(ctx)]
+        findings = [found for found in judged if found.reason is not Reason.RECORD_ABSENT]
+        passed_over = [found for found in judged if found.reason is Reason.RECORD_ABSENT]
         if self.at_least > 1:
             findings = self._counted(findings)
         decided = worst(findings)
@@ -324,7 +337,12 @@ class Records(RuleBase, frozen=True, kw_only=True, tag="records"):
                 findings = [*findings, missing]
                 decided = worst(findings)
         if decided is None:
-            return self._absence()
+            absence = self._absence()
+            return replace(
+                absence,
+                evidence=unique(*(found.evidence for found in passed_over)),
+                assumptions=unique(*(found.assumptions for found in passed_over)),
+            )
         if self.question and decided.reason is Reason.JUDGEMENT_REQUIRED:
             decided = decided._replace(
                 settled_by=unique((Settles(self.question),), decided.settled_by)

@@ -251,8 +251,6 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
             if course.activity is Activity.INACTIVE:
                 continue
             finding = finder.of_course(course, ctx)
-            if finding is None:
-                continue
             if finding.outcome is Outcome.FAIL:
                 finding = self._begun(finding, course.deciding, ctx, latest)
             found.append(finding)

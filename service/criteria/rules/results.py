@@ -316,10 +316,12 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         assert methods is not None
         if fact.concept.included(methods.other) and not fact.concept.included(methods.stated):
             return True
-        if fact.method is None or fact.method.included(methods.accepted):
-            return False
         # A method that isn't known to be the one asked for is another.
-        return fact.method.included(methods.rejected) or not fact.method.masked
+        return (
+            fact.method is not None
+            and not fact.method.masked
+            and fact.method.match(methods.accepted) not in (Match.INCLUDE, Match.UNMAPPED)
+        )
 
     def words(self) -> str:
         text = f"latest result in {', '.join(self.codes)} {self._limits()}"

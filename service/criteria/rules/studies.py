@@ -54,8 +54,7 @@ class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
     def _coded(self, kind: str, ctx: Context) -> list[Finding]:
         finder = Finder(
             resource="Condition" if kind == "Condition" else "Procedure",
-            codes=self.codes, then="judgement",
-            when="recent" if kind == "Condition" else "ever", within=self.within,
+            codes=self.codes, then="judgement", within=self.within,
         )
         return finder.findings(ctx)
 

@@ -46,7 +46,7 @@ class ConditionOnTreatment(RuleBase, frozen=True, kw_only=True, tag="condition-o
         findings: list[Finding] = []
         for course in courses(matched, ctx):
             finding = finder.of_course(course, ctx)
-            if finding is None:
+            if finding.reason is Reason.RECORD_ABSENT:
                 continue
             treated = self._treated(course.facts, ctx)
             sure = finding.reason is Reason.JUDGEMENT_REQUIRED and course.match is Match.INCLUDE
