@@ -1,6 +1,7 @@
 """Makes the generated parts of the documentation: ``python -m tests.docs`` writes them.
 
-The settings' table and the example's answer in the README, and docs/criteria/*.md.
+The settings' table and the example's answer in the README, the criteria in words
+(docs/criteria/*.md), the kinds of rule (docs/rules.md), the JSON Schema of trial files.
 """
 
 from __future__ import annotations
@@ -81,13 +82,23 @@ def criteria_pages() -> dict[Path, str]:
     }
 
 
+def generated_files() -> dict[Path, str]:
+    """Give all files that are generated as a whole."""
+    schema = trial_schema()
+    return {
+        **criteria_pages(),
+        ROOT / "docs" / "rules.md": rules_page(schema),
+        ROOT / "mappings" / "trial.schema.json": json.dumps(schema, indent=1) + "\n",
+    }
+
+
 def main() -> None:
     """Write all generated parts."""
     readme = README.read_text(encoding="utf-8")
     README.write_text(answer_part(settings_part(readme)), encoding="utf-8")
-    for path, page in criteria_pages().items():
+    for path, text in generated_files().items():
         path.parent.mkdir(exist_ok=True)
-        path.write_text(page, encoding="utf-8")
+        path.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

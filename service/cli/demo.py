@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -198,9 +199,7 @@ def _row(case: _Case, answer: dict[str, Any]) -> _Row:
             verdict = _value(parameter)
         elif parameter["name"] == "criterion":
             criteria.append({part["name"]: _value(part) for part in parameter["part"]})
-    parents = {criterion.get("parent") for criterion in criteria}
-    leaves = [criterion for criterion in criteria if criterion["id"] not in parents]
-    open_ones = [criterion for criterion in leaves if criterion["outcome"] == "unknown"]
+    open_ones = _open(criteria)
     judged = [one["id"] for one in open_ones if one["reason"] == "judgement-required"]
     missing = [one["id"] for one in open_ones if one["reason"] != "judgement-required"]
     failed = [
@@ -211,6 +210,18 @@ def _row(case: _Case, answer: dict[str, Any]) -> _Row:
     return _Row(case, verdict, tuple(failed), tuple(missing), tuple(judged))
 
 
+def _open(criteria: list[dict[str, str]]) -> list[dict[str, str]]:
+    """List what is open: unknown, without parts of its own, in nothing that is decided."""
+    unknown = {one["id"] for one in criteria if one["outcome"] == "unknown"}
+    parents = {one["id"]: one.get("parent") for one in criteria}
+
+    def is_open(name: str | None) -> bool:
+        return name is None or (name in unknown and is_open(parents[name]))
+
+    inner = set(parents.values())
+    return [one for one in criteria if one["id"] not in inner and is_open(one["id"])]
+
+
 def _value(parameter: dict[str, Any]) -> str:
     return next((str(value) for key, value in parameter.items() if key.startswith("value")), "")
 
@@ -219,29 +230,41 @@ _COLOURS = {"eligible": "green", "potentially-eligible": "yellow", "ineligible":
 
 
 def _print(rows: list[_Row], base: str) -> None:
-    console = Console()
+    console = Console(highlight=False)
     if not console.is_terminal:
-        console = Console(width=_WIDTH_WITHOUT_TERMINAL)
+        console = Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
+    # What only a person can settle is the same for nearly all; it is said once.
+    always = [
+        name for name in (rows[0].to_judge if rows else ()) if all(name in r.to_judge for r in rows)
+    ]
     table = Table(title=f"{_TRIAL}: {len(rows)} invented patients", title_justify="left")
     for heading in ("patient", "as of", "verdict", "fails", "open: data", "open: judgement"):
         table.add_column(heading, overflow="fold")
     for row in rows:
-        colour = _COLOURS.get(row.verdict, "magenta")
         table.add_row(
             Text.assemble(row.case.patient, "\n", (row.case.title, "dim")),
             row.case.as_of,
-            Text(row.verdict, style=colour),
+            Text(row.verdict, style=_COLOURS.get(row.verdict, "magenta")),
             " ".join(row.failed),
             " ".join(row.missing),
-            " ".join(row.to_judge),
+            " ".join(name for name in row.to_judge if name not in always),
         )
     console.print(table)
-    first = rows[0].case if rows else _Case("ID", "", _DEFAULT_DAY)
+    counts = Counter(row.verdict for row in rows)
+    click.echo(", ".join(f"{number} {verdict}" for verdict, number in counts.most_common()))
+    if always:
+        click.echo(f"Open for each of them, for a person to judge: {' '.join(always)}")
     click.echo("\nTry one yourself:")
     click.echo(
         f"curl -sS {shlex.quote(_address(base))} -H 'Content-Type: application/fhir+json' "
-        f"-d {shlex.quote(json.dumps(_parameters(first), separators=(',', ':')))}"
+        f"-d {shlex.quote(json.dumps(_parameters(_example(rows)), separators=(',', ':')))}"
     )
+
+
+def _example(rows: list[_Row]) -> _Case:
+    """Choose a patient who may be eligible, as there is most to see."""
+    open_ones = [row for row in rows if row.verdict == "potentially-eligible"]
+    return min(open_ones or rows, key=lambda row: len(row.missing)).case
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

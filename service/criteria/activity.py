@@ -108,7 +108,7 @@ def _activity(
 ) -> tuple[Activity, list[ConditionFact]]:
     known = [(fact, activity_of(fact, ctx)) for fact in facts]
     silent = [fact for fact, activity in known if activity is Activity.NOT_RECORDED]
-    stated = [(fact, activity) for fact, activity in known if activity is not Activity.NOT_RECORDED]
+    stated = [(fact, each) for fact, each in known if fact not in silent]
     if not stated:
         return Activity.NOT_RECORDED, silent
     activities = {activity for _, activity in stated}

@@ -6,12 +6,13 @@ import gzip
 import mmap
 import os
 import tempfile
+import weakref
 import zlib
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import NamedTuple
 
 _CHUNK = 1024 * 1024
 
@@ -47,34 +48,68 @@ class Places:
         return Place(file, offset, length, line, self._full_urls.get(number))
 
 
-class Content:
-    """A file's bytes that can be read at any place, from any thread; a gzip is unpacked once.
+class Unpacked:
+    """Where gzip files are unpacked to: one file without a name, gone with the process."""
 
-    What is unpacked goes to a file without a name, so that it never outlives the process.
-    ``problem`` tells that a gzip is damaged; what came before the damage still counts.
-    Raises OSError if the file can't be read.
-    """
+    def __init__(self) -> None:
+        with tempfile.TemporaryFile() as file:
+            self.number = os.dup(file.fileno())
+        weakref.finalize(self, os.close, self.number)
+        self._end = 0
 
-    def __init__(self, path: Path) -> None:
-        self.problem: str | None = None
-        self._file = _open(path)
-        if _packed(path):
-            self._unpack(path)
-        self._number = self._file.fileno()
-        self.size = os.fstat(self._number).st_size
+    def add(self, path: Path) -> tuple[int, int, str | None]:
+        """Unpack a file; gives where it starts, its size, and what is wrong with it.
 
-    def _unpack(self, path: Path) -> None:
+        What came before a damage still counts. Raises OSError if the file can't be read.
+        """
+        start = self._end
+        size, problem = 0, None
         with path.open("rb") as source, gzip.open(source, "rb") as packed:
             try:
-                while chunk := packed.read(_CHUNK):
-                    self._file.write(chunk)
+                while chunk := packed.read1(_CHUNK):
+                    size += os.pwrite(self.number, chunk, start + size)
             except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-                self.problem = f"the gzip is damaged or cut short ({type(error).__name__})"
-        self._file.flush()
+                problem = f"the gzip is damaged or cut short ({type(error).__name__})"
+        # A part of a file can be mapped only from certain places on.
+        pages = -(-size // mmap.ALLOCATIONGRANULARITY)
+        self._end = start + pages * mmap.ALLOCATIONGRANULARITY
+        return start, size, problem
 
-    def read(self, offset: int, length: int) -> bytes:
-        """Read at a place."""
-        return os.pread(self._number, length, offset)
+
+class Content:
+    """A file's bytes, unpacked if it is a gzip, that can be read at any place.
+
+    Files are opened only while they are read, since there can be very many. ``problem``
+    tells that a gzip is damaged. Raises OSError if the file can't be read.
+    """
+
+    def __init__(self, path: Path, unpacked: Unpacked) -> None:
+        self.problem: str | None = None
+        self._path = path
+        self._start = 0
+        self._unpacked: Unpacked | None = None
+        if path.suffix == ".gz":
+            self._unpacked = unpacked
+            self._start, self.size, self.problem = unpacked.add(path)
+        else:
+            with self.opened() as number:
+                self.size = os.fstat(number).st_size
+
+    @contextmanager
+    def opened(self) -> Iterator[int]:
+        """Open the file for ``read``; gives its descriptor."""
+        if self._unpacked is not None:
+            yield self._unpacked.number
+            return
+        number = os.open(self._path, os.O_RDONLY)
+        try:
+            yield number
+        finally:
+            os.close(number)
+
+    def read(self, number: int, offset: int, length: int) -> bytes:
+        """Read at a place of the opened file, from any thread."""
+        return os.pread(number, length, self._start + offset)
 
     @contextmanager
     def mapped(self) -> Iterator[mmap.mmap | bytes]:
@@ -82,19 +117,8 @@ class Content:
         if self.size == 0:
             yield b""
             return
-        with mmap.mmap(self._number, 0, access=mmap.ACCESS_READ) as view:
+        with (
+            self.opened() as number,
+            mmap.mmap(number, self.size, access=mmap.ACCESS_READ, offset=self._start) as view,
+        ):
             yield view
-
-    def close(self) -> None:
-        """Let go of the file."""
-        self._file.close()
-
-
-def _open(path: Path) -> IO[bytes]:
-    if _packed(path):
-        return tempfile.TemporaryFile()
-    return path.open("rb")
-
-
-def _packed(path: Path) -> bool:
-    return path.suffix == ".gz"

@@ -8,6 +8,8 @@ from __future__ import annotations
 import mmap
 import re
 from array import array
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 from service.errors import RequestError
@@ -26,7 +28,7 @@ from service.fhir.bundles import (
     take_apart,
     whole,
 )
-from service.fhir.contents import Content, Place, Places
+from service.fhir.contents import Content, Place, Places, Unpacked
 from service.fhir.manifest import Manifest, judge, read_manifest
 from service.fhir.record import Item, Message
 from service.fhir.resources import READ_TYPES, Reference, Unreadable, decode
@@ -54,6 +56,7 @@ class Index:
         self._harmless = harmless
         self._names: list[str] = []
         self._contents: list[Content] = []
+        self._unpacked = Unpacked()
         self._places = Places()
         self._counts: list[dict[str, int]] = []
         self._manifests: list[Manifest] = []
@@ -83,7 +86,7 @@ class Index:
         """Read one file; what is wrong with it is noted, never raised."""
         name = path.relative_to(self._root).as_posix()
         try:
-            content = Content(path)
+            content = Content(path, self._unpacked)
         except OSError as error:
             self._lost(f"the file can't be read ({type(error).__name__})", name, kind_in(name))
             return
@@ -262,7 +265,7 @@ class Index:
             if owner is not None:
                 self._owned.setdefault(owner, []).append(numbers)
                 continue
-            masked = [number for number in numbers if self._unreadable(number)]
+            masked = list(self._unreadable(numbers))
             self._masked.extend(masked)
             unowned += len(numbers) - len(masked)
         self._by_subject.clear()
@@ -305,12 +308,13 @@ class Index:
         local = self._local(name)
         return local if local in self._linked else None
 
-    def _unreadable(self, number: int) -> bool:
-        try:
-            decode(self._item(number).raw)
-        except Unreadable:
-            return True
-        return False
+    def _unreadable(self, numbers: Iterable[int]) -> Iterator[int]:
+        listed = list(numbers)
+        for number, item in zip(listed, self._read(listed), strict=True):
+            try:
+                decode(item.raw)
+            except Unreadable:
+                yield number
 
     def group(self, key: str) -> set[str]:
         """Give a patient's key and those of all merged with it."""
@@ -327,7 +331,7 @@ class Index:
             for reference in self._refers.get(number, ()):
                 numbers.update(dict.fromkeys(self._by_reference.get(self._local(reference), ())))
         numbers.update(dict.fromkeys(self._masked))
-        return [self._item(number) for number in numbers]
+        return list(self._read(numbers))
 
     def _local(self, reference: str) -> str:
         reference = _HISTORY.sub("", reference)
@@ -336,10 +340,16 @@ class Index:
                 return reference.removeprefix(base + "/")
         return reference
 
-    def _item(self, number: int) -> Item:
-        place = self._places.get(number)
-        raw = self._contents[place.file].read(place.offset, place.length)
-        return Item(raw, place.full_url, self._at(place))
+    def _read(self, numbers: Iterable[int]) -> Iterator[Item]:
+        """Read resources' text, opening each file once."""
+        with ExitStack() as stack:
+            opened: dict[int, int] = {}
+            for place in map(self._places.get, numbers):
+                content = self._contents[place.file]
+                if place.file not in opened:
+                    opened[place.file] = stack.enter_context(content.opened())
+                raw = content.read(opened[place.file], place.offset, place.length)
+                yield Item(raw, place.full_url, self._at(place))
 
 
 def subject_key(reference: Reference | None) -> str:

@@ -19,35 +19,35 @@ class _Base(msgspec.Struct, frozen=True, rename="camel", gc=False):
     """Common settings: immutable, camelCase names, not tracked by the garbage collector."""
 
 
-class Coding(_Base):
+class Coding(_Base, frozen=True):
     system: str | None = None
     code: str | None = None
     display: str | None = None
 
 
-class CodeableConcept(_Base):
+class CodeableConcept(_Base, frozen=True):
     coding: tuple[Coding, ...] = ()
     text: str | None = None
 
 
-class Identifier(_Base):
+class Identifier(_Base, frozen=True):
     system: str | None = None
     value: str | None = None
 
 
-class Reference(_Base):
+class Reference(_Base, frozen=True):
     reference: str | None = None
     type: str | None = None
     identifier: Identifier | None = None
     display: str | None = None
 
 
-class Period(_Base):
+class Period(_Base, frozen=True):
     start: str | None = None
     end: str | None = None
 
 
-class Quantity(_Base):
+class Quantity(_Base, frozen=True):
     value: Decimal | None = None
     comparator: str | None = None
     unit: str | None = None
@@ -55,12 +55,12 @@ class Quantity(_Base):
     code: str | None = None
 
 
-class Range(_Base):
+class Range(_Base, frozen=True):
     low: Quantity | None = None
     high: Quantity | None = None
 
 
-class Extension(_Base):
+class Extension(_Base, frozen=True):
     url: str = ""
     value_codeable_concept: CodeableConcept | None = None
     value_coding: Coding | None = None
@@ -69,12 +69,12 @@ class Extension(_Base):
     extension: tuple[Extension, ...] = ()
 
 
-class Meta(_Base):
+class Meta(_Base, frozen=True):
     version_id: str | None = None
     last_updated: str | None = None
 
 
-class ReferenceRange(_Base):
+class ReferenceRange(_Base, frozen=True):
     low: Quantity | None = None
     high: Quantity | None = None
     type: CodeableConcept | None = None
@@ -83,11 +83,11 @@ class ReferenceRange(_Base):
     text: str | None = None
 
 
-class Timing(_Base):
+class Timing(_Base, frozen=True):
     event: tuple[str, ...] = ()
 
 
-class _Resource(_Base, tag_field="resourceType"):
+class _Resource(_Base, frozen=True, tag_field="resourceType"):
     id: str | None = None
     meta: Meta | None = None
     contained: tuple[msgspec.Raw, ...] = ()
@@ -95,7 +95,7 @@ class _Resource(_Base, tag_field="resourceType"):
     implicit_rules: str | None = None
 
 
-class ObservationComponent(_Base):
+class ObservationComponent(_Base, frozen=True):
     code: CodeableConcept | None = None
     value_quantity: Quantity | None = None
     value_codeable_concept: CodeableConcept | None = None
@@ -114,7 +114,7 @@ class ObservationComponent(_Base):
     modifier_extension: tuple[Any, ...] = ()
 
 
-class Observation(_Resource, tag="Observation"):
+class Observation(_Resource, frozen=True, tag="Observation"):
     status: str | None = None
     code: CodeableConcept | None = None
     subject: Reference | None = None
@@ -152,7 +152,7 @@ class Observation(_Resource, tag="Observation"):
     value_reference: Any = None
 
 
-class DiagnosticReport(_Resource, tag="DiagnosticReport"):
+class DiagnosticReport(_Resource, frozen=True, tag="DiagnosticReport"):
     status: str | None = None
     code: CodeableConcept | None = None
     subject: Reference | None = None
@@ -163,12 +163,12 @@ class DiagnosticReport(_Resource, tag="DiagnosticReport"):
     context: Any = None
 
 
-class PatientLink(_Base):
+class PatientLink(_Base, frozen=True):
     other: Reference | None = None
     type: str | None = None
 
 
-class Patient(_Resource, tag="Patient"):
+class Patient(_Resource, frozen=True, tag="Patient"):
     identifier: tuple[Identifier, ...] = ()
     extension: tuple[Extension, ...] = ()
     gender: str | None = None
@@ -179,7 +179,7 @@ class Patient(_Resource, tag="Patient"):
     animal: Any = None
 
 
-class Condition(_Resource, tag="Condition"):
+class Condition(_Resource, frozen=True, tag="Condition"):
     extension: tuple[Extension, ...] = ()
     clinical_status: CodeableConcept | None = None
     verification_status: CodeableConcept | None = None
@@ -204,7 +204,7 @@ class Condition(_Resource, tag="Condition"):
     participant: Any = None
 
 
-class Procedure(_Resource, tag="Procedure"):
+class Procedure(_Resource, frozen=True, tag="Procedure"):
     status: str | None = None
     category: CodeableConcept | None = None
     code: CodeableConcept | None = None
@@ -223,11 +223,11 @@ class Procedure(_Resource, tag="Procedure"):
     recorded: Any = None
 
 
-class Medication(_Resource, tag="Medication"):
+class Medication(_Resource, frozen=True, tag="Medication"):
     code: CodeableConcept | None = None
 
 
-class MedicationRequest(_Resource, tag="MedicationRequest"):
+class MedicationRequest(_Resource, frozen=True, tag="MedicationRequest"):
     status: str | None = None
     intent: str | None = None
     do_not_perform: bool | None = None
@@ -244,7 +244,7 @@ class MedicationRequest(_Resource, tag="MedicationRequest"):
     reason: Any = None
 
 
-class MedicationAdministration(_Resource, tag="MedicationAdministration"):
+class MedicationAdministration(_Resource, frozen=True, tag="MedicationAdministration"):
     status: str | None = None
     medication_codeable_concept: CodeableConcept | None = None
     medication_reference: Reference | None = None
@@ -261,7 +261,7 @@ class MedicationAdministration(_Resource, tag="MedicationAdministration"):
     occurence_period: Any = None
 
 
-class MedicationStatement(_Resource, tag="MedicationStatement"):
+class MedicationStatement(_Resource, frozen=True, tag="MedicationStatement"):
     status: str | None = None
     medication_codeable_concept: CodeableConcept | None = None
     medication_reference: Reference | None = None
@@ -277,7 +277,7 @@ class MedicationStatement(_Resource, tag="MedicationStatement"):
     adherence: Any = None
 
 
-class MedicationDispense(_Resource, tag="MedicationDispense"):
+class MedicationDispense(_Resource, frozen=True, tag="MedicationDispense"):
     status: str | None = None
     medication_codeable_concept: CodeableConcept | None = None
     medication_reference: Reference | None = None
@@ -289,7 +289,7 @@ class MedicationDispense(_Resource, tag="MedicationDispense"):
     medication: Any = None
 
 
-class Immunization(_Resource, tag="Immunization"):
+class Immunization(_Resource, frozen=True, tag="Immunization"):
     status: str | None = None
     vaccine_code: CodeableConcept | None = None
     patient: Reference | None = None
@@ -300,11 +300,11 @@ class Immunization(_Resource, tag="Immunization"):
     not_given: Any = None
 
 
-class Reaction(_Base):
+class Reaction(_Base, frozen=True):
     substance: CodeableConcept | None = None
 
 
-class AllergyIntolerance(_Resource, tag="AllergyIntolerance"):
+class AllergyIntolerance(_Resource, frozen=True, tag="AllergyIntolerance"):
     clinical_status: CodeableConcept | None = None
     verification_status: CodeableConcept | None = None
     type: str | None = None
@@ -323,12 +323,12 @@ class AllergyIntolerance(_Resource, tag="AllergyIntolerance"):
     participant: Any = None
 
 
-class ResearchStudy(_Resource, tag="ResearchStudy"):
+class ResearchStudy(_Resource, frozen=True, tag="ResearchStudy"):
     identifier: tuple[Identifier, ...] = ()
     title: str | None = None
 
 
-class ResearchSubject(_Resource, tag="ResearchSubject"):
+class ResearchSubject(_Resource, frozen=True, tag="ResearchSubject"):
     status: str | None = None
     period: Period | None = None
     study: Reference | None = None
@@ -338,27 +338,27 @@ class ResearchSubject(_Resource, tag="ResearchSubject"):
     progress: Any = None
 
 
-class ConsentPolicy(_Base):
+class ConsentPolicy(_Base, frozen=True):
     authority: str | None = None
     uri: str | None = None
 
 
-class ConsentProvision(_Base):
+class ConsentProvision(_Base, frozen=True):
     type: str | None = None
     period: Period | None = None
     provision: tuple[ConsentProvision, ...] = ()
 
 
-class Attachment(_Base):
+class Attachment(_Base, frozen=True):
     title: str | None = None
     url: str | None = None
 
 
-class Narrative(_Base):
+class Narrative(_Base, frozen=True):
     div: str | None = None
 
 
-class Consent(_Resource, tag="Consent"):
+class Consent(_Resource, frozen=True, tag="Consent"):
     text: Narrative | None = None
     identifier: tuple[Identifier, ...] = ()
     status: str | None = None
@@ -377,7 +377,7 @@ class Consent(_Resource, tag="Consent"):
     decision: Any = None
 
 
-class AdverseEvent(_Resource, tag="AdverseEvent"):
+class AdverseEvent(_Resource, frozen=True, tag="AdverseEvent"):
     actuality: str | None = None
     event: CodeableConcept | None = None
     subject: Reference | None = None

@@ -21,7 +21,7 @@ from service.criteria.context import (
     worst,
 )
 from service.criteria.latest import judge_latest, observations, select
-from service.criteria.model import Settles
+from service.criteria.model import Evidence, Settles
 from service.criteria.reading import (
     Polarity,
     plausible,
@@ -88,7 +88,7 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
     def _without(
         self,
         ctx: Context,
-        found: list[tuple[Match, ConditionFact]],
+        found: Sequence[tuple[Match, ConditionFact]],
         stated: list[ConditionFact],
     ) -> Finding:
         """Go through what is left when no confirmed record states the lineage."""
@@ -231,7 +231,7 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         return self._compared(began, first, relapse, shown)
 
     def _compared(
-        self, began: When, first: Fact, relapse: ConditionFact, shown: tuple
+        self, began: When, first: Fact, relapse: ConditionFact, shown: tuple[Evidence, ...]
     ) -> Draft:
         assert relapse.onset is not None
         window = window_of(self.at_most)
@@ -284,7 +284,7 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         ]
         return found
 
-    def _judge(self, text: str, shown: tuple) -> Draft:
+    def _judge(self, text: str, shown: tuple[Evidence, ...]) -> Draft:
         return Draft(
             Outcome.UNKNOWN, Reason.JUDGEMENT_REQUIRED, f"{self.question} ({text})", shown,
             settled_by=(Settles(self.question),),

@@ -281,7 +281,9 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         ]
         doubtful = [
             fact for fact in later
-            if alone or self.assess(fact, ctx).outcome is not Outcome.PASS
+            if alone
+            or not isinstance(fact, ObservationFact)
+            or self.assess(fact, ctx).outcome is not Outcome.PASS
         ]
         if not doubtful:
             return joined
@@ -339,7 +341,7 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         yield Reads("Observation", tuple(dict.fromkeys(sets)))
 
     def unknowns(self) -> tuple[str, ...]:
-        more = ("incomparable-unit", "indeterminate-value")
+        more: tuple[str, ...] = ("incomparable-unit", "indeterminate-value")
         if self.times:
             more += ("no-reference-range", "ambiguous-reference-range")
         return (*RESULT_UNKNOWNS, *more, *(("method-mismatch",) if self.methods else ()))
@@ -385,13 +387,13 @@ class CodedResult(RuleBase, frozen=True, kw_only=True, tag="coded-result"):
             return Finding(
                 Outcome.UNKNOWN, polarity, f"{fact.reference}: neither positive nor negative"
             )
-        then = self.positive if polarity is Polarity.POSITIVE else self.negative
-        if then is None:
+        effect = self.positive if polarity is Polarity.POSITIVE else self.negative
+        if effect is None:
             return Finding(
                 Outcome.UNKNOWN, Reason.UNREADABLE_VALUE,
                 f"{fact.reference}: {polarity.value} says nothing here",
             )
-        return answered(fact, then, polarity.value)
+        return answered(fact, effect, polarity.value)
 
     def words(self) -> str:
         parts = [f"positive: {self.positive}"] if self.positive else []
