@@ -100,6 +100,7 @@ def _search(top: Node, not_offered: Mapping[str, str]) -> SiteSearch:
         },
         codes_per_search=node.whole("codes_per_search", 40) or 40,
         page_size=node.whole("page_size", 200) or 200,
+        results_in_components=node.flag("results_in_components", True),
     )
     node.done()
     return search

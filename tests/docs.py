@@ -13,6 +13,7 @@ from typing import Any
 
 from service.config import Settings, load_settings, settings_table
 from service.criteria.explain import explain
+from service.criteria.trial import trial_schema
 from service.web import create_app
 from service.wiring import build_screening
 
@@ -22,6 +23,7 @@ _TABLE = re.compile(r"(<!-- settings -->\n).*?(<!-- /settings -->)", re.DOTALL)
 _ANSWER = re.compile(r"(<!-- answer -->\n```json\n).*?(\n```)", re.DOTALL)
 _REQUEST = re.compile(r"<!-- request -->\n```\n(.*?)\n```", re.DOTALL)
 _SHOWN_CRITERION = "I7.creatinine"
+_WIDTH = 98
 _HEAD = ("resourceType", "moduleCanonical", "subject", "occurrenceDateTime", "status")
 
 
@@ -67,9 +69,28 @@ def shortened(answer: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def short_json(node: object, indent: int = 0, used: int = 0) -> str:
+    """Write JSON with an object or a list on one line where it fits; ``used``: before it."""
+    flat = json.dumps(node, ensure_ascii=False)
+    if not isinstance(node, dict | list) or indent + used + len(flat) < _WIDTH:
+        return flat
+    inner = indent + 2
+    if isinstance(node, dict):
+        heads = [json.dumps(key) + ": " for key in node]
+        values: list[object] = list(node.values())
+    else:
+        heads, values = [""] * len(node), node
+    lines = [
+        " " * inner + head + short_json(value, inner, len(head))
+        for head, value in zip(heads, values, strict=True)
+    ]
+    left, right = ("{", "}") if isinstance(node, dict) else ("[", "]")
+    return "\n".join([left, ",\n".join(lines), " " * indent + right])
+
+
 def answer_part(readme: str) -> str:
     """Put the example's answer in its place."""
-    text = json.dumps(shortened(answer_to(*request_in(readme))), indent=2, ensure_ascii=False)
+    text = short_json(shortened(answer_to(*request_in(readme))))
     return _ANSWER.sub(lambda found: f"{found[1]}{text}{found[2]}", readme)
 
 
@@ -82,13 +103,88 @@ def criteria_pages() -> dict[Path, str]:
     }
 
 
+_RULES_HEAD = """\
+# Kinds of rule
+
+A criterion's `rule` names its `kind` and gives its parameters. This page is made from the
+program (`python -m tests.docs`); [adding a trial](adding-a-trial.md) tells how to use it. Code
+sets are named as in `mappings/sets.yaml`. A window is a number and a unit: `28 days`,
+`6 weeks`, `10 months`, `2 years`.
+"""
+
+
+def rules_page(schema: dict[str, Any]) -> str:
+    """Write what each kind of rule does and its parameters, from the schema of trial files."""
+    found = schema["$defs"]
+    kinds = {
+        name: entry
+        for name, entry in found.items()
+        if "kind" in entry["properties"] and name != "CriterionFile"
+    }
+    lines = [_RULES_HEAD]
+    for entry in kinds.values():
+        (kind,) = entry["properties"]["kind"]["enum"]
+        lines += [f"## {kind}\n", *_described(entry, found)]
+    parts = [name for name in found if name not in (*kinds, "TrialFile", "CriterionFile")]
+    lines.append("## Parts that several rules share\n")
+    for name in parts:
+        lines += [f"### {name}\n", *_described(found[name], found)]
+    return "\n".join(lines)
+
+
+def _described(entry: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    text = re.sub(r"\s*\n\s*", " ", entry.get("description", "")).replace("``", "`")
+    rows = [
+        f"| `{name}` | {_form(form, found)} | {_default(form, name in entry.get('required', ()))} |"
+        for name, form in entry["properties"].items()
+        if name != "kind"
+    ]
+    if rows:
+        rows = ["| parameter | form | if missing |", "| --- | --- | --- |", *rows, ""]
+    return [f"{text}\n", *rows]
+
+
+def _form(form: dict[str, Any], found: dict[str, Any]) -> str:
+    """Say in words what a parameter may hold."""
+    if "anyOf" in form:
+        forms = [_form(one, found) for one in form["anyOf"] if one.get("type") != "null"]
+        return "a rule" if len(forms) > 2 else " or ".join(forms)
+    if "$ref" in form:
+        name = form["$ref"].rsplit("/", 1)[1]
+        return f"[{name}](#{name.lower()})"
+    if "enum" in form:
+        return ", ".join(f"`{value}`" for value in form["enum"])
+    if form.get("type") == "array":
+        return f"list of {_form(form['items'], found)}"
+    if form.get("type") == "object":
+        return f"names, each with {_form(form.get('additionalProperties', {}), found)}"
+    if "pattern" in form:
+        return "window"
+    names = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "yes or no",
+    }
+    return names.get(form.get("type", ""), "anything")
+
+
+def _default(form: dict[str, Any], required: bool) -> str:
+    if required:
+        return "needed"
+    default = form.get("default")
+    if default in (None, [], {}):
+        return ""
+    return f"`{json.dumps(default)}`"
+
+
 def generated_files() -> dict[Path, str]:
     """Give all files that are generated as a whole."""
     schema = trial_schema()
     return {
         **criteria_pages(),
         ROOT / "docs" / "rules.md": rules_page(schema),
-        ROOT / "mappings" / "trial.schema.json": json.dumps(schema, indent=1) + "\n",
+        ROOT / "mappings" / "trial.schema.json": short_json(schema) + "\n",
     }
 
 

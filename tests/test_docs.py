@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import click
+import jsonschema
 import pytest
+from ruamel.yaml import YAML
 
 from service.cli import main
 from service.config import SETTINGS, Setting
@@ -65,9 +68,18 @@ def test_the_answer_in_the_readme_is_the_one_the_service_gives() -> None:
     assert docs.answer_part(README) == README, STALE
 
 
-def test_the_pages_of_criteria_are_those_of_the_trial_files() -> None:
-    for path, page in docs.criteria_pages().items():
-        assert path.read_text(encoding="utf-8") == page, STALE
+@pytest.mark.parametrize("path", docs.generated_files(), ids=lambda path: path.name)
+def test_generated_files_are_those_of_the_program(path: Path) -> None:
+    assert path.read_text(encoding="utf-8") == docs.generated_files()[path], STALE
+
+
+def test_trial_files_follow_their_published_schema() -> None:
+    schema = json.loads((ROOT / "mappings" / "trial.schema.json").read_text(encoding="utf-8"))
+    checker = jsonschema.Draft202012Validator(schema)
+    for path in sorted((ROOT / "mappings" / "trials").glob("*.yaml")):
+        content = YAML(typ="safe", pure=True).load(path.read_text(encoding="utf-8"))
+        mistakes = [f"{error.json_path}: {error.message}" for error in checker.iter_errors(content)]
+        assert not mistakes
 
 
 def test_there_is_a_page_for_each_trial_file_and_no_other() -> None:

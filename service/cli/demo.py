@@ -238,7 +238,9 @@ def _print(rows: list[_Row], base: str) -> None:
         name for name in (rows[0].to_judge if rows else ()) if all(name in r.to_judge for r in rows)
     ]
     table = Table(title=f"{_TRIAL}: {len(rows)} invented patients", title_justify="left")
-    for heading in ("patient", "as of", "verdict", "fails", "open: data", "open: judgement"):
+    longest = max((len(row.case.patient) for row in rows), default=0)
+    table.add_column("patient", min_width=min(longest, console.width // 3), overflow="fold")
+    for heading in ("as of", "verdict", "fails", "open: data", "open: judgement"):
         table.add_column(heading, overflow="fold")
     for row in rows:
         table.add_row(

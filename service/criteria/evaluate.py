@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import date
 
+from service.criteria.attestation import Attestation, laid_over
 from service.criteria.context import Context, Draft, unique
 from service.criteria.rules.base import types_of
-from service.criteria.model import Result, Verdict, VerdictCode, walk
+from service.criteria.model import Result, Verdict, VerdictCode
 from service.criteria.trial import Criterion, Trial
 from service.facts.model import PatientFacts
 from service.values.dates import day_text
 from service.values.logic import Outcome, Reason, all_of, any_of
 
 
-def evaluate(trial: Trial, facts: PatientFacts, as_of: date) -> Verdict:
-    """Evaluate a patient's facts for a trial; a pure function of its arguments."""
-    day = as_of.toordinal()
-    ctx = _context(trial, facts, day)
+def evaluate(
+    trial: Trial,
+    facts: PatientFacts,
+    as_of: date,
+    attestations: Sequence[Attestation] = (),
+) -> Verdict:
+    """Evaluate a patient's facts for a trial; a pure function of its arguments.
+
+    ``attestations`` are those of this trial and patient, whether they hold or not.
+    """
+    evaluation = _Evaluation(trial, facts, _by_criterion(trial, attestations))
+    ctx = evaluation.context(as_of.toordinal())
     results = tuple(ctx.result(criterion.id) for criterion in trial.criteria)
     return Verdict(
         trial=trial.id,
@@ -24,7 +35,7 @@ def evaluate(trial: Trial, facts: PatientFacts, as_of: date) -> Verdict:
         patient=facts.person.reference,
         as_of=as_of.isoformat(),
         code=verdict_of(results),
-        valid_until=_valid_until(trial, facts, ctx),
+        valid_until=evaluation.valid_until(ctx),
         criteria=results,
         messages=facts.messages,
         patient_version=facts.person.version,
@@ -43,47 +54,71 @@ def verdict_of(results: tuple[Result, ...]) -> VerdictCode:
 
 def valid_until_of(trial: Trial, facts: PatientFacts, as_of: date, criterion_id: str) -> str | None:
     """Give the last day on which one criterion keeps its outcome; None if it holds."""
-    ctx = _context(trial, facts, as_of.toordinal())
+    evaluation = _Evaluation(trial, facts, {})
+    ctx = evaluation.context(as_of.toordinal())
     ctx.result(criterion_id)
-    return _valid_until(trial, facts, ctx)
+    return evaluation.valid_until(ctx)
 
 
-def _context(trial: Trial, facts: PatientFacts, day: int) -> Context:
-    return Context(
-        facts=facts,
-        as_of=day,
-        evaluate=lambda criterion_id, ctx: _result(trial.by_id[criterion_id], ctx),
-        index_sets=trial.index,
-        study_identifiers=trial.identifiers,
-    )
+def _by_criterion(
+    trial: Trial, attestations: Sequence[Attestation]
+) -> dict[str, list[Attestation]]:
+    """Sort attestations by the criteria they serve (one may serve two, E2.contraception)."""
+    found: dict[str, list[Attestation]] = {}
+    for attestation in attestations:
+        if attestation.trial != trial.id:
+            continue
+        for criterion in trial.by_id.values():
+            own = attestation.criterion == criterion.id
+            shared = trial.by_id[attestation.criterion].attested_with == criterion.id
+            if own or shared or criterion.attested_with == attestation.criterion:
+                found.setdefault(criterion.id, []).append(attestation)
+    return found
 
 
-def _valid_until(trial: Trial, facts: PatientFacts, ctx: Context) -> str | None:
-    """Find the first day on which a test turns and with it an outcome.
+@dataclass(frozen=True, slots=True)
+class _Evaluation:
+    """What stays the same on whatever day a patient is evaluated."""
 
-    Only the criteria whose tests turn on a day are evaluated again as of that day.
-    """
-    known = {
-        result.id: result.outcome
-        for result, _ in walk(tuple(ctx.results.values()))
-    }
-    for day in sorted(ctx.turning_days):
-        later = _context(trial, facts, day)
-        for criterion_id in ctx.turning_days[day]:
-            if later.result(criterion_id).outcome is not known[criterion_id]:
-                return day_text(day - 1)
-    return None
+    trial: Trial
+    facts: PatientFacts
+    attestations: Mapping[str, Sequence[Attestation]]
 
+    def context(self, day: int) -> Context:
+        """Begin an evaluation as of a day."""
+        return Context(
+            facts=self.facts,
+            as_of=day,
+            evaluate=self._result,
+            index_sets=self.trial.index,
+            study_identifiers=self.trial.identifiers,
+        )
 
-def _result(criterion: Criterion, ctx: Context) -> Result:
-    ctx.stack.append(criterion.id)
-    try:
-        if criterion.rule is not None:
-            return _of_draft(criterion, criterion.rule.evaluate(ctx), ctx)
-        parts = tuple(ctx.result(part.id) for part in criterion.parts)
-        return _of_parts(criterion, parts)
-    finally:
-        ctx.stack.pop()
+    def valid_until(self, ctx: Context) -> str | None:
+        """Find the first day on which a test turns and with it an outcome.
+
+        Only the criteria whose tests turn on a day are evaluated again as of that day.
+        """
+        known = {name: result.outcome for name, result in ctx.results.items()}
+        for day in sorted(ctx.turning_days):
+            later = self.context(day)
+            for criterion_id in ctx.turning_days[day]:
+                if later.result(criterion_id).outcome is not known[criterion_id]:
+                    return day_text(day - 1)
+        return None
+
+    def _result(self, criterion_id: str, ctx: Context) -> Result:
+        criterion = self.trial.by_id[criterion_id]
+        ctx.stack.append(criterion_id)
+        try:
+            if criterion.rule is not None:
+                result = _of_draft(criterion, criterion.rule.evaluate(ctx), ctx)
+            else:
+                parts = tuple(ctx.result(part.id) for part in criterion.parts)
+                result = _of_parts(criterion, parts)
+            return laid_over(result, self.attestations.get(criterion_id, ()), ctx)
+        finally:
+            ctx.stack.pop()
 
 
 def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:

@@ -31,7 +31,8 @@ class CriterionFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     ``text`` is the protocol's own sentence (parts may leave it out and share the parent's).
     ``computed``: from the record alone, partly, or attested only. Either ``rule`` or
-    ``combine`` with ``parts``.
+    ``combine`` with ``parts``. ``attested_with``: another criterion whose attestation
+    serves this one too, and the other way round.
     """
 
     id: Annotated[str, msgspec.Meta(pattern="^[A-Za-z][A-Za-z0-9_.]*$")]
@@ -79,6 +80,7 @@ class Criterion:
     rule: Rule | None
     combine: str | None
     parts: tuple[Criterion, ...]
+    attested_with: str | None
     file: str
     line: int
 
@@ -146,7 +148,9 @@ def load_trial(path: Path, terms: Terms) -> Trial:
 def referred(criterion: Criterion) -> tuple[str, ...]:
     """Name the criteria that a criterion's rule asks for."""
     rule = criterion.rule
-    names = (getattr(rule, "confirmed_by", None), getattr(rule, "site", None))
+    names = (
+        getattr(rule, "confirmed_by", None), getattr(rule, "site", None), criterion.attested_with,
+    )
     return tuple(name for name in names if isinstance(name, str))
 
 
@@ -235,14 +239,14 @@ def _bound(
         _bound(part, file, lines, by_id, kind, text) for part in entry.parts
     )
     bound = Criterion(
-        entry.id, kind, text, entry.computed, entry.note, entry.rule, entry.combine, parts, file,
-        line,
+        entry.id, kind, text, entry.computed, entry.note, entry.rule, entry.combine, parts,
+        entry.attested_with, file, line,
     )
     by_id[entry.id] = bound
     return bound
 
 
-_PLACEHOLDER = Criterion("", "", "", "", None, None, None, (), "", 0)
+_PLACEHOLDER = Criterion("", "", "", "", None, None, None, (), None, "", 0)
 
 
 def wanted_of(trial: Trial, terms: Terms) -> Wanted:
@@ -289,5 +293,14 @@ def reads_of(trial: Trial) -> list[tuple[Criterion, Reads]]:
 
 def trial_schema() -> dict[str, Any]:
     """Make the JSON Schema of trial files."""
-    schema = msgspec.json.schema(TrialFile)
+    schema = _with_numbers(msgspec.json.schema(TrialFile))
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
+
+
+def _with_numbers(node: Any) -> Any:
+    """Let decimals be numbers: exact in the file too, since they are read as written."""
+    if isinstance(node, dict):
+        if node.get("format") == "decimal":
+            return {**{k: v for k, v in node.items() if k != "format"}, "type": "number"}
+        return {key: _with_numbers(value) for key, value in node.items()}
+    return [_with_numbers(entry) for entry in node] if isinstance(node, list) else node

@@ -439,6 +439,19 @@ def test_a_server_that_demands_a_category_is_read_by_the_usual_ones_and_by_code(
     assert "Observation/o1" in ids(fetched)
 
 
+def test_a_search_by_code_that_fails_beside_the_usual_categories_leaves_the_type_incomplete(
+    web: responses.RequestsMock, server: Make
+) -> None:
+    def without_codes(request: requests.PreparedRequest) -> tuple[int, dict[str, str], str]:
+        if "code" in parse_qs(urlsplit(request.url or "").query):
+            return 500, {}, ""
+        return demands_category(request)
+
+    web.add_callback(responses.GET, f"{BASE}/Observation", without_codes)
+    types = {"Observation": ["patient", "code", "category", "date"]}
+    assert "500" in incomplete(server(types=types).fetch("p1", OBSERVATIONS), "Observation")
+
+
 def test_without_codes_the_usual_categories_may_miss_some(
     web: responses.RequestsMock, server: Make
 ) -> None:
