@@ -105,9 +105,18 @@ class Concept:
     keywords: frozenset[str]
     masked: bool
     texts: tuple[str, ...]
+    _matches: dict[tuple[str, ...], Match | None] = field(default_factory=dict, repr=False)
 
-    def match(self, sets: Iterable[str]) -> Match | None:
-        """Tell how the concept relates to the sets taken together; None if not at all."""
+    def match(self, sets: tuple[str, ...]) -> Match | None:
+        """Tell how the concept relates to the sets taken together; None if not at all.
+
+        The answer is kept: concepts are shared by all records with the same coding.
+        """
+        if sets not in self._matches:
+            self._matches[sets] = self._match(sets)
+        return self._matches[sets]
+
+    def _match(self, sets: tuple[str, ...]) -> Match | None:
         found: set[Match] = set()
         for name in sets:
             roles = self.roles.get(name)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import click
 import jsonschema
 import pytest
+from click.testing import CliRunner
 from ruamel.yaml import YAML
 
 from service.cli import main
 from service.config import SETTINGS, Setting
+from service.criteria.check import check_files
+from service.criteria.trial import trial_schema
 from tests import docs
 
 ROOT = docs.ROOT
+GUIDE = (ROOT / "docs" / "adding-a-trial.md").read_text(encoding="utf-8")
 README = docs.README.read_text(encoding="utf-8")
 PAGES = [docs.README, ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
 TWO_COMMANDS = (
@@ -99,3 +104,39 @@ def test_files_named_in_code_marks_exist(page: Path) -> None:
     text = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
     for name in re.findall(r"`((?:mappings|fixtures|docs|service|tests)/[\w./-]+)`", text):
         assert (ROOT / name).exists(), name
+
+
+def rule_kinds() -> list[str]:
+    """List the kinds of rule that a trial file may name."""
+    found = trial_schema()["$defs"].values()
+    kinds = [entry["properties"].get("kind", {}).get("enum", []) for entry in found]
+    return [kind[0] for kind in kinds if len(kind) == 1]
+
+
+@pytest.mark.parametrize("kind", rule_kinds())
+def test_the_guide_says_what_every_kind_of_rule_is_for(kind: str) -> None:
+    table = GUIDE.split("## 3. Choose a rule")[1].split("\n## ")[0]
+    assert re.search(rf"^\| .* \|.*`{kind}`", table, re.MULTILINE)
+
+
+def test_the_trial_of_the_guide_works_without_a_change_of_code(tmp_path: Path) -> None:
+    example = GUIDE.split("<!-- example -->\n```yaml\n")[1].split("```")[0]
+    mappings = tmp_path / "mappings"
+    shutil.copytree(ROOT / "mappings", mappings)
+    path = mappings / "trials" / "NCT01234567.yaml"
+    path.write_text(example, encoding="utf-8")
+    assert check_files([path], mappings) == []
+    source = ROOT / "fixtures" / "patients" / "near-miss-heart-failure.json"
+    options = ["--source", source, "--mappings", mappings, "--as-of", "2026-11-01"]
+    done = CliRunner().invoke(
+        main,
+        ["evaluate", "NCT01234567", "--all", "--format", "json", *(str(one) for one in options)],
+    )
+    assert done.exit_code == 0, done.output
+    verdict = json.loads(done.stdout)
+    outcomes = {one["id"]: (one["outcome"], one["reason"]) for one in verdict["criteria"]}
+    assert outcomes["I1"] == ("pass", "value-meets")
+    assert outcomes["I2"] == ("fail", "value-violates")
+    assert outcomes["E1"] == ("pass", "value-meets")
+    assert outcomes["E2"] == ("pass", "record-absent")
+    assert outcomes["E3"] == ("unknown", "judgement-required")

@@ -139,7 +139,7 @@ class Context:
         return [
             (match, fact)
             for each in kinds
-            for match, fact in self.facts.find(each, sets)
+            for match, fact in self.facts.find(each, tuple(sets))
             if self.begun(begin_of(fact))
         ]
 

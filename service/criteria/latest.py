@@ -51,7 +51,7 @@ def observations(ctx: Context, sets: Sequence[str]) -> list[tuple[Match, Observa
 
 def select(
     ctx: Context,
-    sets: Sequence[str],
+    sets: tuple[str, ...],
     *,
     reports: Sequence[str] = (),
     coded: bool = False,
@@ -127,7 +127,7 @@ def _reached(instant: int | None, top: list[Fact]) -> bool:
 
 def judge_latest(
     ctx: Context,
-    sets: Sequence[str],
+    sets: tuple[str, ...],
     latest: Latest,
     assess: Callable[[Any], Finding],
     *,
@@ -142,7 +142,7 @@ def judge_latest(
 
 def _judged(
     ctx: Context,
-    sets: Sequence[str],
+    sets: tuple[str, ...],
     latest: Latest,
     assess: Callable[[Any], Finding],
     what: str,
@@ -169,7 +169,7 @@ def _judged(
 
 def _in_date(
     ctx: Context,
-    sets: Sequence[str],
+    sets: tuple[str, ...],
     fact: Fact,
     assess: Callable[[Any], Finding],
     what: str,

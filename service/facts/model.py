@@ -6,7 +6,7 @@ Facts don't depend on the day of evaluation. Source: semantics 1.2 to 1.5.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from service.fhir.record import Message, Reading, NOT_READ
@@ -234,13 +234,26 @@ class PatientFacts:
     masked: Mapping[str, Sequence[Masked]]
     readings: Mapping[str, Reading]
     messages: tuple[Message, ...]
+    _found: dict[tuple[str, Sequence[str]], list[tuple[Match, Fact]]] = field(
+        default_factory=dict, repr=False, compare=False
+    )
 
     def reading(self, kind: str) -> Reading:
         """Tell how completely a type was read."""
         return self.readings.get(kind, NOT_READ)
 
-    def find(self, kind: str, sets: Sequence[str]) -> list[tuple[Match, Fact]]:
-        """List facts of a type that the sets concern, and how each relates to them."""
+    def find(self, kind: str, sets: tuple[str, ...]) -> Sequence[tuple[Match, Fact]]:
+        """List facts of a type that the sets concern, and how each relates to them.
+
+        The answer is kept: several rules, and several days, ask the same.
+        """
+        key = (kind, sets)
+        known = self._found.get(key)
+        if known is None:
+            known = self._found[key] = self._find(kind, sets)
+        return known
+
+    def _find(self, kind: str, sets: tuple[str, ...]) -> list[tuple[Match, Fact]]:
         seen: set[int] = set()
         found: list[tuple[Match, Fact]] = []
         for name in sets:
@@ -254,7 +267,9 @@ class PatientFacts:
         return found
 
 
-def _match(fact: Fact, sets: Sequence[str]) -> Match | None:
+def _match(fact: Fact, sets: tuple[str, ...]) -> Match | None:
+    if not isinstance(fact, EventFact):
+        return fact.concept.match(sets)
     concepts = concepts_of(fact)
     matches = {concept.match(sets) for concept in concepts}
     for match in Match:

@@ -7,7 +7,9 @@ read as if it were R4 (semantics 1.8). Fields that are read by presence alone ar
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from decimal import Decimal
+from operator import attrgetter
 from typing import Any, TypeVar
 
 import msgspec
@@ -444,6 +446,17 @@ _FOREIGN: dict[type[_Resource], tuple[str, ...]] = {
 }
 
 
+def _getter(names: tuple[str, ...]) -> Callable[[Any], tuple[Any, ...]]:
+    """Read several fields at once, as a tuple also for one."""
+    if len(names) == 1:
+        single = attrgetter(names[0])
+        return lambda resource: (single(resource),)
+    return attrgetter(*names)
+
+
+_FOREIGN_FIELDS = {kind: _getter(names) for kind, names in _FOREIGN.items()}
+
+
 class Other(msgspec.Struct, frozen=True):
     """A resource of a type that no rule reads."""
 
@@ -489,11 +502,9 @@ def decode(raw: bytes | msgspec.Raw) -> Resource | Other:
         return _other(raw, _why(error))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
         raise Unreadable("not JSON") from error
-    foreign = _FOREIGN.get(type(resource))
-    if foreign is not None:
-        for name in foreign:
-            if getattr(resource, name) is not None:
-                raise _unreadable(raw, "a resource of another FHIR version than R4")
+    foreign = _FOREIGN_FIELDS.get(type(resource))
+    if foreign is not None and foreign(resource).count(None) != len(_FOREIGN[type(resource)]):
+        raise _unreadable(raw, "a resource of another FHIR version than R4")
     return resource
 
 

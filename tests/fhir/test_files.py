@@ -70,7 +70,7 @@ def test_all_forms_of_files_give_the_same_record(tmp_path: Path) -> None:
     content = (patient(), observation("o1"), observation("o2"))
     forms = {
         "bundle": {"all_json": bundle(*content)},
-        "single": {f"r{number}_json": json.dumps(one).encode() for number, one in enumerate(content)},
+        "single": {f"r{n}_json": json.dumps(one).encode() for n, one in enumerate(content)},
         "lines": {"Patient_ndjson": ndjson(content[0]), "Observation_ndjson": ndjson(*content[1:])},
         "packed": {"Patient_ndjson_gz": gzip.compress(ndjson(content[0])),
                    "deep__Observation_ndjson_gz": gzip.compress(ndjson(*content[1:]))},
