@@ -58,7 +58,9 @@ def load_site(path: Path) -> Site:
         number = entry.decimal("limit")
         if number is None:
             raise entry.error("limit is missing")
-        ulns.append((entry.text("analyte"), entry.text("sex", "any"), str(number), entry.text("unit")))
+        ulns.append(
+            (entry.text("analyte"), entry.text("sex", "any"), str(number), entry.text("unit"))
+        )
         entry.done()
     offered = top.mapping("not_offered")
     not_offered = {}

@@ -415,7 +415,8 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str
     except (OSError, UnicodeDecodeError) as error:
         raise MappingError("can't be read as UTF-8 text", file=path.name) from error
     kept = [
-        (number, line) for number, line in enumerate(lines, 1)
+        (number, line)
+        for number, line in enumerate(lines, 1)
         if line.strip() and not line.startswith("#")
     ]
     reader = csv.reader((line for _, line in kept), strict=True)
@@ -425,7 +426,9 @@ def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str
             line = numbers[index]
             if index == 0:
                 if tuple(cells) != columns:
-                    raise MappingError(f"columns must be {','.join(columns)}", file=path.name, line=line)
+                    raise MappingError(
+                        f"columns must be {','.join(columns)}", file=path.name, line=line
+                    )
                 continue
             if len(cells) != len(columns):
                 raise MappingError(
@@ -464,8 +467,15 @@ def _load_codes(path: Path, by_alias: Mapping[str, str]) -> Iterator[Row]:
         if row["match"] == "range" and _RANGE.fullmatch(row["code"]) is None:
             raise MappingError("a range is written as 10004-69990", file=path.name, line=line)
         yield Row(
-            row["set"], Role(row["role"]), row["match"], by_alias[row["system"]], row["code"],
-            row["display"], row["source"], path.name, line,
+            row["set"],
+            Role(row["role"]),
+            row["match"],
+            by_alias[row["system"]],
+            row["code"],
+            row["display"],
+            row["source"],
+            path.name,
+            line,
         )
 
 
@@ -523,8 +533,20 @@ def _load_units(
     path: Path,
 ) -> tuple[dict[str, Unit], dict[str, Fraction], tuple[Uln, ...]]:
     columns = (
-        "kind", "spelling", "ucum", "dimension", "factor", "analyte", "molar_mass", "sex",
-        "age_low", "age_high", "uln", "unit", "source", "note",
+        "kind",
+        "spelling",
+        "ucum",
+        "dimension",
+        "factor",
+        "analyte",
+        "molar_mass",
+        "sex",
+        "age_low",
+        "age_high",
+        "uln",
+        "unit",
+        "source",
+        "note",
     )
     units: dict[str, Unit] = {}
     masses: dict[str, Fraction] = {}
@@ -533,9 +555,13 @@ def _load_units(
         if row["kind"] == "unit":
             factor = _decimal(row["factor"])
             if factor is None or factor <= 0 or not row["dimension"] or not row["spelling"]:
-                raise MappingError("a unit needs spelling, dimension and factor", file=path.name, line=line)
+                raise MappingError(
+                    "a unit needs spelling, dimension and factor", file=path.name, line=line
+                )
             if row["spelling"] in units:
-                raise MappingError(f"unit {row['spelling']!r} is listed twice", file=path.name, line=line)
+                raise MappingError(
+                    f"unit {row['spelling']!r} is listed twice", file=path.name, line=line
+                )
             units[row["spelling"]] = Unit(row["ucum"], row["dimension"], factor)
         elif row["kind"] == "analyte":
             mass = _decimal(row["molar_mass"]) if row["molar_mass"] else None
@@ -551,11 +577,18 @@ def _load_units(
     for line, row in limits:
         limit = _decimal(row["uln"])
         if limit is None or row["unit"] not in units or row["sex"] not in _SEXES:
-            raise MappingError("a limit needs sex, number and a known unit", file=path.name, line=line)
+            raise MappingError(
+                "a limit needs sex, number and a known unit", file=path.name, line=line
+            )
         ulns.append(
             Uln(
-                row["analyte"], row["sex"], _age(row["age_low"], path, line),
-                _age(row["age_high"], path, line), limit, units[row["unit"]], row["source"],
+                row["analyte"],
+                row["sex"],
+                _age(row["age_low"], path, line),
+                _age(row["age_high"], path, line),
+                limit,
+                units[row["unit"]],
+                row["source"],
             )
         )
     return units, masses, tuple(ulns)

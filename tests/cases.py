@@ -90,9 +90,11 @@ class Case:
         stated = (self.get("site") or {}).get("local_codes", ())
         return tuple(
             LocalCode(
-                str(entry["system"]), str(entry["code"]),
+                str(entry["system"]),
+                str(entry["code"]),
                 (str(entry["standard"]["system"]), str(entry["standard"]["code"]))
-                if "standard" in entry else None,
+                if "standard" in entry
+                else None,
                 entry.get("set"),
             )
             for entry in stated
@@ -142,14 +144,20 @@ _ENCODER = msgspec.json.Encoder(decimal_format="number", enc_hook=str)
 # Codes are stated anew as a whole: a text in place of a code is no addition to it.
 _WHOLE = ("code", "medicationCodeableConcept", "vaccineCode")
 _SUBJECTS = {
-    "Observation": "subject", "DiagnosticReport": "subject", "Condition": "subject",
-    "Procedure": "subject", "MedicationRequest": "subject", "MedicationAdministration": "subject",
-    "MedicationStatement": "subject", "MedicationDispense": "subject", "Immunization": "patient",
-    "AllergyIntolerance": "patient", "Consent": "patient", "ResearchSubject": "individual",
+    "Observation": "subject",
+    "DiagnosticReport": "subject",
+    "Condition": "subject",
+    "Procedure": "subject",
+    "MedicationRequest": "subject",
+    "MedicationAdministration": "subject",
+    "MedicationStatement": "subject",
+    "MedicationDispense": "subject",
+    "Immunization": "patient",
+    "AllergyIntolerance": "patient",
+    "Consent": "patient",
+    "ResearchSubject": "individual",
     "AdverseEvent": "subject",
 }
-
-
 
 
 def encode(resource: dict[str, Any]) -> bytes:
@@ -172,8 +180,6 @@ def criterion_cases() -> list[Case]:
 def by_id(verdict: Verdict) -> dict[str, Result]:
     """Index a verdict's results by criterion id."""
     return {result.id: result for result, _ in walk(verdict.criteria)}
-
-
 
 
 @dataclass(frozen=True)

@@ -44,11 +44,7 @@ def activity_of(fact: ConditionFact, ctx: Context) -> Activity:
 
 def courses(matched: Sequence[tuple[Match, ConditionFact]], ctx: Context) -> list[Course]:
     """Group records that share a code and resolve the activity of each group."""
-    return [
-        course
-        for group in _grouped(matched)
-        for course in _resolve(group, ctx)
-    ]
+    return [course for group in _grouped(matched) for course in _resolve(group, ctx)]
 
 
 _Group = list[tuple[Match, ConditionFact]]
@@ -103,9 +99,7 @@ def _latest(fact: ConditionFact) -> When | None:
     return max(fact.dates, key=lambda when: (when.end, when.start), default=None)
 
 
-def _activity(
-    facts: list[ConditionFact], ctx: Context
-) -> tuple[Activity, list[ConditionFact]]:
+def _activity(facts: list[ConditionFact], ctx: Context) -> tuple[Activity, list[ConditionFact]]:
     known = [(fact, activity_of(fact, ctx)) for fact in facts]
     silent = [fact for fact, activity in known if activity is Activity.NOT_RECORDED]
     stated = [(fact, each) for fact, each in known if fact not in silent]
@@ -123,9 +117,7 @@ def _activity(
     return activity, deciding
 
 
-def _newest(
-    stated: list[tuple[ConditionFact, Activity]]
-) -> tuple[Activity, list[ConditionFact]]:
+def _newest(stated: list[tuple[ConditionFact, Activity]]) -> tuple[Activity, list[ConditionFact]]:
     """Let the record with the latest date decide; at equal or no date they conflict."""
     top = [
         (fact, activity)

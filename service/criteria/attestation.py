@@ -64,7 +64,9 @@ def laid_over(result: Result, attestations: Iterable[Attestation], ctx: Context)
     if result.outcome is Outcome.PASS and decided.outcome is Outcome.PASS:
         return result
     evidence = Evidence(
-        reference="Attestation", date=day_text(decided.day), recorded=decided.why,
+        reference="Attestation",
+        date=day_text(decided.day),
+        recorded=decided.why,
         compared=f"{decided.outcome.value}, attested by {decided.by}",
     )
     return replace(

@@ -177,9 +177,9 @@ class Context:
         self, masked: Masked, sets: Sequence[str], window: Window | None = None
     ) -> bool:
         """Tell whether a masked record might be one of those looked for."""
-        if masked.concept is not None and not masked.concept.masked:
-            if not masked.concept.concerns(sets):
-                return False
+        concept = masked.concept
+        if concept is not None and not concept.masked and not concept.concerns(sets):
+            return False
         if not self.begun(masked.begin):
             return False
         if window is not None and masked.when is not None:
@@ -299,7 +299,11 @@ def draft_of(finding: Finding) -> Draft:
 def finding_of(draft: Draft) -> Finding:
     """Make a finding of an answer, to be weighed against others."""
     return Finding(
-        draft.outcome, draft.reason, draft.message, draft.evidence, draft.assumptions,
+        draft.outcome,
+        draft.reason,
+        draft.message,
+        draft.evidence,
+        draft.assumptions,
         draft.settled_by,
     )
 

@@ -8,8 +8,8 @@ from datetime import date
 
 from service.criteria.attestation import Attestation, laid_over
 from service.criteria.context import Context, Draft, unique
-from service.criteria.rules.base import types_of
 from service.criteria.model import Result, Verdict, VerdictCode
+from service.criteria.rules.base import types_of
 from service.criteria.trial import Criterion, Trial
 from service.facts.model import PatientFacts
 from service.values.dates import day_text
@@ -127,8 +127,15 @@ def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:
     if draft.reason is Reason.RECORD_ABSENT:
         assumptions = unique(assumptions, _taken_as_complete(criterion, ctx))
     return Result(
-        criterion.id, criterion.kind, criterion.text, draft.outcome, draft.reason, draft.message,
-        draft.evidence, assumptions, settled,
+        criterion.id,
+        criterion.kind,
+        criterion.text,
+        draft.outcome,
+        draft.reason,
+        draft.message,
+        draft.evidence,
+        assumptions,
+        settled,
     )
 
 
@@ -149,7 +156,11 @@ def _of_parts(criterion: Criterion, parts: tuple[Result, ...]) -> Result:
     first = next((part for part in same if part.reason is not Reason.NOT_APPLICABLE), same[0])
     unknown = [part for part in parts if part.outcome is Outcome.UNKNOWN]
     return Result(
-        criterion.id, criterion.kind, criterion.text, outcome, first.reason,
+        criterion.id,
+        criterion.kind,
+        criterion.text,
+        outcome,
+        first.reason,
         f"{first.id}: {first.message}",
         unique(*(part.evidence for part in parts)),
         unique(*(part.assumptions for part in parts)),

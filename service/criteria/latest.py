@@ -72,9 +72,11 @@ def select(
     dated = [fact for fact in valued if fact.when is not None]
     candidates = dated or valued
     top = [
-        fact for fact in candidates
+        fact
+        for fact in candidates
         if not any(
-            fact.when is not None and other.when is not None
+            fact.when is not None
+            and other.when is not None
             and fact.when.definitely_before(other.when)
             for other in candidates
         )
@@ -87,8 +89,11 @@ def select(
 def _without_replaced(top: list[Fact]) -> list[Fact]:
     """Of one code an amended or corrected result replaces a final one of the same time."""
     return [
-        fact for fact in top
-        if not isinstance(fact, ObservationFact) or fact.status != "final" or not any(
+        fact
+        for fact in top
+        if not isinstance(fact, ObservationFact)
+        or fact.status != "final"
+        or not any(
             isinstance(other, ObservationFact)
             and other.status != "final"
             and fact.concept.codings & other.concept.codings
@@ -150,17 +155,19 @@ def _judged(
 ) -> Draft:
     if latest.gaps:
         finding = unavailable(latest.gaps, sets, what)
-        return draft_of(
-            finding._replace(evidence=tuple(evidence_of(fact) for fact in latest.top))
-        )
+        return draft_of(finding._replace(evidence=tuple(evidence_of(fact) for fact in latest.top)))
     if not latest.top:
         if latest.reports:
             return Draft(
-                Outcome.UNKNOWN, Reason.UNREADABLE_VALUE, f"{what}: only a narrative report",
+                Outcome.UNKNOWN,
+                Reason.UNREADABLE_VALUE,
+                f"{what}: only a narrative report",
                 settled_by=(wanted_data(ctx, "Observation", sets, f"a result: {what}", window),),
             )
         return Draft(
-            Outcome.UNKNOWN, Reason.NO_DATA, f"{what}: no result on record",
+            Outcome.UNKNOWN,
+            Reason.NO_DATA,
+            f"{what}: no result on record",
             settled_by=(wanted_data(ctx, "Observation", sets, f"a result: {what}", window),),
         )
     findings = [_in_date(ctx, sets, fact, assess, what, window) for fact in latest.top]
@@ -180,37 +187,47 @@ def _in_date(
         inside = ctx.within(fact.when, window) if fact.when is not None else None
         if inside is None:
             return Finding(
-                Outcome.UNKNOWN, Reason.INDETERMINATE_DATE,
+                Outcome.UNKNOWN,
+                Reason.INDETERMINATE_DATE,
                 f"{what}: it isn't known whether the result lies within {window}",
-                evidence, assumptions_of(fact),
+                evidence,
+                assumptions_of(fact),
                 (settles(Reason.INDETERMINATE_DATE, fact.reference),),
             )
         if not inside:
             return Finding(
-                Outcome.UNKNOWN, Reason.STALE_DATA,
+                Outcome.UNKNOWN,
+                Reason.STALE_DATA,
                 f"{what}: the latest result is older than {window}",
-                evidence, assumptions_of(fact),
+                evidence,
+                assumptions_of(fact),
                 (wanted_data(ctx, "Observation", sets, f"a newer result: {what}", window),),
             )
     if fact.conflicting:
         return Finding(
-            Outcome.UNKNOWN, Reason.CONFLICTING_DATA,
-            f"{what}: copies of {fact.reference} differ", evidence, assumptions_of(fact),
+            Outcome.UNKNOWN,
+            Reason.CONFLICTING_DATA,
+            f"{what}: copies of {fact.reference} differ",
+            evidence,
+            assumptions_of(fact),
             (settles(Reason.CONFLICTING_DATA, fact.reference),),
         )
     if fact.concept.match(sets) is Match.CONFLICT:
         return Finding(
-            Outcome.UNKNOWN, Reason.CONFLICTING_DATA,
-            f"{what}: the codes of {fact.reference} contradict each other", evidence,
-            assumptions_of(fact), (settles(Reason.CONFLICTING_DATA, fact.reference),),
+            Outcome.UNKNOWN,
+            Reason.CONFLICTING_DATA,
+            f"{what}: the codes of {fact.reference} contradict each other",
+            evidence,
+            assumptions_of(fact),
+            (settles(Reason.CONFLICTING_DATA, fact.reference),),
         )
     finding = assess(fact)
     return finding._replace(
         evidence=finding.evidence or evidence,
         assumptions=unique(finding.assumptions, assumptions_of(fact)),
-        settled_by=finding.settled_by or (
-            (settles(finding.reason, fact.reference),)
-            if finding.outcome is Outcome.UNKNOWN else ()
+        settled_by=finding.settled_by
+        or (
+            (settles(finding.reason, fact.reference),) if finding.outcome is Outcome.UNKNOWN else ()
         ),
     )
 
@@ -223,7 +240,8 @@ def _agreed(findings: list[Finding], top: tuple[Fact, ...], what: str) -> Draft:
     if len({finding.outcome for finding in findings}) == 1:
         return draft_of(
             first._replace(
-                evidence=evidence, assumptions=assumptions,
+                evidence=evidence,
+                assumptions=assumptions,
                 settled_by=unique(*(finding.settled_by for finding in findings)),
             )
         )
@@ -238,7 +256,11 @@ def _agreed(findings: list[Finding], top: tuple[Fact, ...], what: str) -> Draft:
     reason = Reason.CONFLICTING_DATA if same else Reason.INDETERMINATE_DATE
     text = "results of the same time differ" if same else "which result is the latest isn't known"
     return Draft(
-        Outcome.UNKNOWN, reason, f"{what}: {text}", evidence, assumptions,
+        Outcome.UNKNOWN,
+        reason,
+        f"{what}: {text}",
+        evidence,
+        assumptions,
         tuple(settles(reason, fact.reference) for fact in top),
     )
 

@@ -107,9 +107,7 @@ class Limit:
     source: str
 
 
-def ranges_that_fit(
-    fact: ObservationFact, ctx: Context, upper: bool
-) -> list[Limit] | Reason:
+def ranges_that_fit(fact: ObservationFact, ctx: Context, upper: bool) -> list[Limit] | Reason:
     """List the limits of the result's own reference ranges that fit the patient (1.4)."""
     limits: list[Limit] = []
     for entry in fact.ranges:
@@ -144,8 +142,12 @@ def _is_normal(entry: ReferenceRange) -> bool:
 
 
 _SEXES = {
-    "male": "male", "m": "male", "248153007": "male",
-    "female": "female", "f": "female", "248152002": "female",
+    "male": "male",
+    "m": "male",
+    "248153007": "male",
+    "female": "female",
+    "f": "female",
+    "248152002": "female",
 }
 
 
@@ -205,7 +207,8 @@ def fallback_limits(analyte: str, when: When | None, ctx: Context) -> list[Limit
     limits: list[Limit] = []
     for sex in sexes:
         rows = [
-            row for row in ctx.facts.terms.ulns
+            row
+            for row in ctx.facts.terms.ulns
             if row.analyte == analyte and row.sex in (sex, "any")
         ]
         ages = _possible_ages(when, ctx)
@@ -220,9 +223,7 @@ def fallback_limits(analyte: str, when: When | None, ctx: Context) -> list[Limit
                 if not found:
                     return None
                 fitting += found
-        limits += [
-            Limit(row.limit, row.unit, True, f"{row.source} ({sex})") for row in fitting
-        ]
+        limits += [Limit(row.limit, row.unit, True, f"{row.source} ({sex})") for row in fitting]
     return list(dict.fromkeys(limits))
 
 
@@ -246,9 +247,7 @@ def _row_fits(row: Uln, age: int) -> bool:
     return age >= low and (high is None or age <= high)
 
 
-def to_unit(
-    measured: Measured, target: Unit, analyte: str | None, terms: Terms
-) -> Interval | None:
+def to_unit(measured: Measured, target: Unit, analyte: str | None, terms: Terms) -> Interval | None:
     """Convert a reading to a unit; None if it has none or it doesn't convert."""
     if measured.unit is None:
         return None
@@ -296,24 +295,27 @@ def read_polarity(
         stated |= stated_polarity(fact.coded)
     if fact.text is not None:
         stated |= text_polarity(fact.text)
-    interpreted: set[Polarity] = set()
+    if not stated and any(_indeterminate(entry) for entry in fact.interpretation):
+        return Reason.UNREADABLE_VALUE
+    load = _viral_load(fact, terms) if viral_load else None
+    if isinstance(load, Polarity):
+        stated.add(load)
     for entry in fact.interpretation:
-        if _indeterminate(entry) and not stated:
-            return Reason.UNREADABLE_VALUE
-        interpreted |= stated_polarity(entry)
-    below = False
-    if viral_load:
-        number = read_number(fact, terms)
-        if isinstance(number, Measured):
-            if number.interval.exact == 0:
-                stated.add(Polarity.NEGATIVE)
-            elif number.interval.above(Fraction(0)):
-                stated.add(Polarity.POSITIVE)
-            else:
-                below = True
-    everything = stated | interpreted
-    if len(everything) > 1:
+        stated |= stated_polarity(entry)
+    if len(stated) > 1:
         return Reason.CONFLICTING_DATA
-    if everything:
-        return everything.pop()
-    return Reason.INDETERMINATE_VALUE if below else Reason.UNREADABLE_VALUE
+    if stated:
+        return stated.pop()
+    return load if isinstance(load, Reason) else Reason.UNREADABLE_VALUE
+
+
+def _viral_load(fact: ObservationFact, terms: Terms) -> Polarity | Reason | None:
+    """Read a viral load: 0 negative, above 0 positive, ``<n`` alone indeterminate (1.4)."""
+    number = read_number(fact, terms)
+    if isinstance(number, Reason):
+        return None
+    if number.interval.exact == 0:
+        return Polarity.NEGATIVE
+    if number.interval.above(Fraction(0)):
+        return Polarity.POSITIVE
+    return Reason.INDETERMINATE_VALUE

@@ -126,9 +126,20 @@ def load_trial(path: Path, terms: Terms) -> Trial:
     lines = dict(_lines(raw))
     criteria = tuple(_bound(entry, path.name, lines, by_id) for entry in stated.criteria)
     trial = Trial(
-        stated.id, stated.version, stated.title, stated.name, stated.sponsor, stated.status,
-        stated.phase, stated.conditions, stated.identifiers, stated.index, criteria, by_id,
-        Wanted({}), path.name,
+        stated.id,
+        stated.version,
+        stated.title,
+        stated.name,
+        stated.sponsor,
+        stated.status,
+        stated.phase,
+        stated.conditions,
+        stated.identifiers,
+        stated.index,
+        criteria,
+        by_id,
+        Wanted({}),
+        path.name,
     )
     for name in trial.sets():
         if name not in terms.sets:
@@ -140,7 +151,8 @@ def load_trial(path: Path, terms: Terms) -> Trial:
             if other not in by_id:
                 raise MappingError(
                     f"{criterion.id} refers to {other!r}, which is no criterion",
-                    file=path.name, line=criterion.line,
+                    file=path.name,
+                    line=criterion.line,
                 )
     return replace(trial, wanted=wanted_of(trial, terms))
 
@@ -149,7 +161,9 @@ def referred(criterion: Criterion) -> tuple[str, ...]:
     """Name the criteria that a criterion's rule asks for."""
     rule = criterion.rule
     names = (
-        getattr(rule, "confirmed_by", None), getattr(rule, "site", None), criterion.attested_with,
+        getattr(rule, "confirmed_by", None),
+        getattr(rule, "site", None),
+        criterion.attested_with,
     )
     return tuple(name for name in names if isinstance(name, str))
 
@@ -196,7 +210,9 @@ def _located(error: msgspec.ValidationError, raw: CommentedMap, file: str) -> Ma
                 node = node[part]
         except (AttributeError, KeyError, TypeError, ValueError, IndexError):
             break
-    return MappingError(f"{message} ({path.rstrip('`')})" if path else message, file=file, line=line)
+    return MappingError(
+        f"{message} ({path.rstrip('`')})" if path else message, file=file, line=line
+    )
 
 
 def _lines(node: Any) -> Iterator[tuple[str, int]]:
@@ -235,12 +251,19 @@ def _bound(
             raise MappingError(f"{entry.id}: {problem}", file=file, line=line)
     # The place among all criteria is that of the file: the parent stands before its parts.
     by_id[entry.id] = _PLACEHOLDER
-    parts = tuple(
-        _bound(part, file, lines, by_id, kind, text) for part in entry.parts
-    )
+    parts = tuple(_bound(part, file, lines, by_id, kind, text) for part in entry.parts)
     bound = Criterion(
-        entry.id, kind, text, entry.computed, entry.note, entry.rule, entry.combine, parts,
-        entry.attested_with, file, line,
+        entry.id,
+        kind,
+        text,
+        entry.computed,
+        entry.note,
+        entry.rule,
+        entry.combine,
+        parts,
+        entry.attested_with,
+        file,
+        line,
     )
     by_id[entry.id] = bound
     return bound
@@ -271,7 +294,9 @@ def wanted_of(trial: Trial, terms: Terms) -> Wanted:
 def _codes(sets: set[str], terms: Terms) -> frozenset[tuple[str, str]]:
     found: set[tuple[str, str]] = set()
     for name in sets:
-        found.update((row.system, row.code) for row in terms.sets[name].rows if row.match == "exact")
+        found.update(
+            (row.system, row.code) for row in terms.sets[name].rows if row.match == "exact"
+        )
         for local in terms.local_codes:
             if local.set == name:
                 found.add((local.system, local.code))
@@ -286,7 +311,8 @@ def reads_of(trial: Trial) -> list[tuple[Criterion, Reads]]:
     """List what each criterion reads."""
     return [
         (criterion, reads)
-        for criterion in trial.by_id.values() if criterion.rule is not None
+        for criterion in trial.by_id.values()
+        if criterion.rule is not None
         for reads in criterion.rule.reads()
     ]
 

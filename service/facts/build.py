@@ -8,7 +8,6 @@ from service.facts.events import Reader, masked_event
 from service.facts.model import (
     ConditionFact,
     ConsentFact,
-    EventFact,
     Fact,
     Masked,
     ParticipationFact,
@@ -132,7 +131,9 @@ class _Builder:
 
 
 def _code_of(resource: Resource) -> CodeableConcept | None:
-    found = getattr(resource, "code", None) or getattr(resource, "medication_codeable_concept", None)
+    found = getattr(resource, "code", None) or getattr(
+        resource, "medication_codeable_concept", None
+    )
     return found if isinstance(found, CodeableConcept) else None
 
 

@@ -12,9 +12,7 @@ from service.fhir.resources import CodeableConcept, Coding, Condition
 from service.terms import Terms
 from service.values.dates import When
 
-_HISTOLOGY = (
-    "http://hl7.org/fhir/us/mcode/StructureDefinition/mcode-histology-morphology-behavior"
-)
+_HISTOLOGY = "http://hl7.org/fhir/us/mcode/StructureDefinition/mcode-histology-morphology-behavior"
 _NOT_USED = ("refuted", "entered-in-error")
 _CLINICAL = ("active", "recurrence", "relapse", "inactive", "remission", "resolved")
 
@@ -56,12 +54,16 @@ def condition_facts(
         or age_range(resource.abatement_range, birth, zone)
     )
     stated = (
-        resource.abatement_string, resource.abatement_age, resource.abatement_range,
+        resource.abatement_string,
+        resource.abatement_age,
+        resource.abatement_range,
         resource.abatement_period,
     )
     begin = onset or recorded
     if concept.masked:
-        yield Masked("Condition", located.reference, "neither code nor text", begin=begin, when=begin)
+        yield Masked(
+            "Condition", located.reference, "neither code nor text", begin=begin, when=begin
+        )
         return
     clinical = status_code(resource.clinical_status)
     yield ConditionFact(

@@ -41,7 +41,9 @@ def standing(status: str | None, counted: frozenset[str]) -> Standing | None:
 class Reader:
     """Reads events of one record: holds what all of them need."""
 
-    def __init__(self, record: PatientRecord, terms: Terms, zone: tzinfo, birth: When | None) -> None:
+    def __init__(
+        self, record: PatientRecord, terms: Terms, zone: tzinfo, birth: When | None
+    ) -> None:
         self._record = record
         self._terms = terms
         self._zone = zone
@@ -84,9 +86,17 @@ class Reader:
         )
         start = read_period(resource.performed_period, self._zone, "performedPeriod") or when
         return EventFact(
-            "Procedure", located.reference, located.version, concept, counts, when,
-            start=start, category=category, status=resource.status,
-            modified=bool(resource.modifier_extension), conflicting=located.conflicting,
+            "Procedure",
+            located.reference,
+            located.version,
+            concept,
+            counts,
+            when,
+            start=start,
+            category=category,
+            status=resource.status,
+            modified=bool(resource.modifier_extension),
+            conflicting=located.conflicting,
         )
 
     def _medicine(
@@ -114,12 +124,21 @@ class Reader:
                 found = self._record.resolver.resolve(reference, located)
                 references += ((found.reference if found else reference.reference) or "",)
         return EventFact(
-            type(resource).__name__, located.reference, located.version, concept, counts, when,
-            start=start, end=end, order=order, status=resource.status,
+            type(resource).__name__,
+            located.reference,
+            located.version,
+            concept,
+            counts,
+            when,
+            start=start,
+            end=end,
+            order=order,
+            status=resource.status,
             active=resource.status in ("active", "in-progress", "on-hold"),
             reasons=tuple(self._terms.concept(reason) for reason in reasons),
             reason_references=references,
-            modified=bool(resource.modifier_extension), conflicting=located.conflicting,
+            modified=bool(resource.modifier_extension),
+            conflicting=located.conflicting,
         )
 
     def _product(self, located: Located, coded: CodeableConcept | None) -> Concept:
@@ -184,9 +203,16 @@ class Reader:
             return None
         when = read(resource.occurrence_date_time, self._zone, "occurrenceDateTime")
         return EventFact(
-            "Immunization", located.reference, located.version, concept, counts, when, start=when,
+            "Immunization",
+            located.reference,
+            located.version,
+            concept,
+            counts,
+            when,
+            start=when,
             status=resource.status,
-            modified=bool(resource.modifier_extension), conflicting=located.conflicting,
+            modified=bool(resource.modifier_extension),
+            conflicting=located.conflicting,
         )
 
     def _allergy(self, located: Located) -> EventFact | None:
@@ -198,7 +224,8 @@ class Reader:
         concept = self._terms.concept(resource.code)
         substances = tuple(
             self._terms.concept(reaction.substance)
-            for reaction in resource.reaction if reaction.substance is not None
+            for reaction in resource.reaction
+            if reaction.substance is not None
         )
         # An allergy whose code is missing may still name its substance in a reaction.
         if concept.masked and substances:
@@ -209,7 +236,8 @@ class Reader:
             read(resource.onset_date_time, self._zone, "onsetDateTime")
             or (
                 read(resource.onset_period.start, self._zone, "onsetPeriod.start")
-                if resource.onset_period else None
+                if resource.onset_period
+                else None
             )
             or year_of_life(resource.onset_age, self._birth, self._zone)
             or age_range(resource.onset_range, self._birth, self._zone)
@@ -217,13 +245,21 @@ class Reader:
         recorded = read(resource.recorded_date, self._zone, "recordedDate")
         clinical = status_code(resource.clinical_status)
         return EventFact(
-            "AllergyIntolerance", located.reference, located.version, concept,
+            "AllergyIntolerance",
+            located.reference,
+            located.version,
+            concept,
             Standing.COUNTS if verification in (None, "confirmed") else Standing.UNCONFIRMED,
-            onset or recorded, assumed_date=onset is None and recorded is not None,
-            start=onset or recorded, inactive=clinical in ("inactive", "resolved"),
+            onset or recorded,
+            assumed_date=onset is None and recorded is not None,
+            start=onset or recorded,
+            inactive=clinical in ("inactive", "resolved"),
             verification_missing=verification is None,
-            intolerance=resource.type == "intolerance", others=substances, status=clinical,
-            modified=bool(resource.modifier_extension), conflicting=located.conflicting,
+            intolerance=resource.type == "intolerance",
+            others=substances,
+            status=clinical,
+            modified=bool(resource.modifier_extension),
+            conflicting=located.conflicting,
         )
 
     def _adverse_event(self, located: Located) -> EventFact | None:
@@ -237,14 +273,21 @@ class Reader:
         )
         grades = [
             coding.display or coding.code or ""
-            for stated in (resource.severity, resource.seriousness) if stated is not None
+            for stated in (resource.severity, resource.seriousness)
+            if stated is not None
             for coding in stated.coding
         ]
         return EventFact(
-            "AdverseEvent", located.reference, located.version, concept,
+            "AdverseEvent",
+            located.reference,
+            located.version,
+            concept,
             Standing.UNCONFIRMED if resource.actuality == "potential" else Standing.COUNTS,
-            when, start=when, grade=", ".join(grade for grade in grades if grade) or None,
-            modified=bool(resource.modifier_extension), conflicting=located.conflicting,
+            when,
+            start=when,
+            grade=", ".join(grade for grade in grades if grade) or None,
+            modified=bool(resource.modifier_extension),
+            conflicting=located.conflicting,
         )
 
 
@@ -252,4 +295,6 @@ def masked_event(fact: EventFact) -> Masked | None:
     """Give what a record without code and text leaves unproven; None if it has one."""
     if not fact.concept.masked or fact.category is not None:
         return None
-    return Masked(fact.type, fact.reference, "neither code nor text", begin=fact.start, when=fact.when)
+    return Masked(
+        fact.type, fact.reference, "neither code nor text", begin=fact.start, when=fact.when
+    )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from service.fhir.record import Message, Reading, NOT_READ
+from service.fhir.record import NOT_READ, Message, Reading
 from service.fhir.resources import Quantity, Range, ReferenceRange
 from service.terms import Concept, Match, Terms
 from service.values.dates import When

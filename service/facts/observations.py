@@ -70,8 +70,13 @@ def _note(
             # In files and Bundles a member that isn't there is a result that is lost; a
             # server's search leaves out members of codes that were not asked for.
             panels.missing.append(
-                Masked("Observation", holder.reference, "a panel member is not in the record",
-                       begin=when, when=when)
+                Masked(
+                    "Observation",
+                    holder.reference,
+                    "a panel member is not in the record",
+                    begin=when,
+                    when=when,
+                )
             )
         return
     if "#" in found.reference and isinstance(found.resource, Observation):
@@ -80,9 +85,7 @@ def _note(
         panels.dates.setdefault(found.reference, when)
 
 
-def time_of(
-    resource: Observation | DiagnosticReport, zone: tzinfo
-) -> When | None:
+def time_of(resource: Observation | DiagnosticReport, zone: tzinfo) -> When | None:
     """Give an observation's own time, without that of issue (semantics 1.2); raises BadDate."""
     when = read(resource.effective_date_time, zone, "effectiveDateTime")
     if when is None and isinstance(resource, Observation):
@@ -91,7 +94,8 @@ def time_of(
         when = period_end(resource.effective_period, zone, "effectivePeriod")
     if when is None and isinstance(resource, Observation) and resource.effective_timing:
         events = [
-            event for text in resource.effective_timing.event
+            event
+            for text in resource.effective_timing.event
             if (event := read(text, zone, "effectiveTiming.event")) is not None
         ]
         when = max(events, key=lambda event: (event.end, event.start), default=None)
@@ -129,7 +133,9 @@ def observation_facts(
     if when is None:
         when = read(resource.issued, zone, "issued")
     if concept.masked:
-        yield Masked("Observation", located.reference, "neither code nor text", begin=when, when=when)
+        yield Masked(
+            "Observation", located.reference, "neither code nor text", begin=when, when=when
+        )
     if concept.roles:
         yield _fact(located, resource, resource, concept, when, issued, terms)
     for component, found in components:
@@ -168,8 +174,12 @@ def _fact(
     other = any(
         value is not None
         for value in (
-            part.value_boolean, part.value_ratio, part.value_sampled_data, part.value_time,
-            part.value_date_time, part.value_period,
+            part.value_boolean,
+            part.value_ratio,
+            part.value_sampled_data,
+            part.value_time,
+            part.value_date_time,
+            part.value_period,
         )
     )
     return ObservationFact(

@@ -18,8 +18,12 @@ _SEX_EXTENSIONS = (
     "http://hl7.org/fhir/StructureDefinition/individual-recordedSexOrGender",
 )
 _SEX_CODES = {
-    "m": "male", "male": "male", "248153007": "male",
-    "f": "female", "female": "female", "248152002": "female",
+    "m": "male",
+    "male": "male",
+    "248153007": "male",
+    "f": "female",
+    "female": "female",
+    "248152002": "female",
 }
 # These say that the sex was not asked or is not known: they contradict nothing.
 _NO_STATEMENT = {"unk", "asku", "nask", "ni", "unknown", "asked-declined", "asked-unknown"}

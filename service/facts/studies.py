@@ -9,7 +9,13 @@ from service.facts.conditions import status_code
 from service.facts.dates import read, read_period
 from service.facts.model import ConsentFact, ParticipationFact
 from service.fhir.record import Located, PatientRecord
-from service.fhir.resources import CodeableConcept, Consent, Reference, ResearchStudy, ResearchSubject
+from service.fhir.resources import (
+    CodeableConcept,
+    Consent,
+    Reference,
+    ResearchStudy,
+    ResearchSubject,
+)
 
 _TAG = re.compile(r"<[^>]*>")
 
@@ -55,7 +61,9 @@ def consent_fact(located: Located, record: PatientRecord, zone: tzinfo) -> Conse
     assert isinstance(resource, Consent)
     if resource.status == "entered-in-error":
         return None
-    concepts = [entry for entry in (resource.scope, *resource.category, resource.policy_rule) if entry]
+    concepts = [
+        entry for entry in (resource.scope, *resource.category, resource.policy_rule) if entry
+    ]
     names = [entry.value for entry in resource.identifier if entry.value]
     names += [entry.uri for entry in resource.policy if entry.uri]
     names += [text for entry in concepts for text in _texts(entry)]
@@ -80,9 +88,8 @@ def consent_fact(located: Located, record: PatientRecord, zone: tzinfo) -> Conse
         reference=located.reference,
         version=located.version,
         status=resource.status,
-        research=status_code(resource.scope) == "research" or any(
-            "research" in text.lower() for entry in resource.category for text in _texts(entry)
-        ),
+        research=status_code(resource.scope) == "research"
+        or any("research" in text.lower() for entry in resource.category for text in _texts(entry)),
         names=tuple(names),
         when=read(resource.date_time, zone, "dateTime"),
         period=read_period(provision.period, zone, "provision.period") if provision else None,

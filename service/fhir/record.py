@@ -232,8 +232,11 @@ class Pool:
             if owner not in self.patients:
                 self.messages.append(
                     Message(
-                        "warning", "not-found", "names no patient that is known here; not used",
-                        type(resource).__name__, located.reference,
+                        "warning",
+                        "not-found",
+                        "names no patient that is known here; not used",
+                        type(resource).__name__,
+                        located.reference,
                     )
                 )
 
@@ -323,7 +326,8 @@ class Pool:
             for located in self._owned.get(owner, ()):
                 by_type.setdefault(type(located.resource).__name__, []).append(located)
         rejected = tuple(
-            found for found, subject in self.rejected
+            found
+            for found, subject in self.rejected
             if subject is None or self.owner(subject) in keys or self.owner(subject) is None
         )
         return PatientRecord(

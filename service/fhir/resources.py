@@ -413,27 +413,54 @@ Clinical = (
 Resource = Patient | Clinical
 
 _TYPES: tuple[type[_Resource], ...] = (
-    Patient, Observation, DiagnosticReport, Condition, Procedure, Medication, MedicationRequest,
-    MedicationAdministration, MedicationStatement, MedicationDispense, Immunization,
-    AllergyIntolerance, ResearchStudy, ResearchSubject, Consent, AdverseEvent,
+    Patient,
+    Observation,
+    DiagnosticReport,
+    Condition,
+    Procedure,
+    Medication,
+    MedicationRequest,
+    MedicationAdministration,
+    MedicationStatement,
+    MedicationDispense,
+    Immunization,
+    AllergyIntolerance,
+    ResearchStudy,
+    ResearchSubject,
+    Consent,
+    AdverseEvent,
 )
 READ_TYPES = frozenset(kind.__name__ for kind in _TYPES)
 
 # Fields that R4 (and R4B) do not have: their presence shows another version of FHIR.
 _FOREIGN: dict[type[_Resource], tuple[str, ...]] = {
     Observation: (
-        "context", "related", "triggered_by", "body_structure", "instantiates_canonical",
-        "instantiates_reference", "value_attachment", "value_reference",
+        "context",
+        "related",
+        "triggered_by",
+        "body_structure",
+        "instantiates_canonical",
+        "instantiates_reference",
+        "value_attachment",
+        "value_reference",
     ),
     DiagnosticReport: ("context",),
     Condition: ("context", "asserted_date", "abatement_boolean", "participant"),
     Procedure: (
-        "context", "not_done", "occurrence_date_time", "occurrence_period", "reported_boolean",
+        "context",
+        "not_done",
+        "occurrence_date_time",
+        "occurrence_period",
+        "reported_boolean",
         "recorded",
     ),
     MedicationRequest: ("context", "definition", "medication", "reason"),
     MedicationAdministration: (
-        "not_given", "prescription", "medication", "occurence_date_time", "occurence_period",
+        "not_given",
+        "prescription",
+        "medication",
+        "occurence_date_time",
+        "occurence_period",
     ),
     MedicationStatement: ("taken", "medication", "adherence"),
     MedicationDispense: ("not_done", "medication"),
@@ -511,7 +538,9 @@ def decode(raw: bytes | msgspec.Raw) -> Resource | Other:
 def _why(error: msgspec.ValidationError) -> str:
     # msgspec names types and the path, and quotes values only of enumerations and tags.
     text = str(error)
-    return "not a valid R4 resource" + (f" at {text.rsplit(' - at ', 1)[1]}" if " - at " in text else "")
+    return "not a valid R4 resource" + (
+        f" at {text.rsplit(' - at ', 1)[1]}" if " - at " in text else ""
+    )
 
 
 def _loose(raw: bytes | msgspec.Raw) -> dict[str, Any]:

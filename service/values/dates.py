@@ -160,12 +160,17 @@ def parse(text: str, zone: tzinfo) -> When:
         return _days(day, day, text, zone)
     # FHIR allows second 60 for leap seconds; Python doesn't.
     second = min(int(found["second"] or 0), 59) if int(found["second"] or 0) <= 60 else 61
-    moment = datetime(
-        year, month, day.day, int(found["hour"]), int(found["minute"]), second,
-        int((found["fraction"] or ".0")[1:7].ljust(6, "0")),
-    )
     local = found["offset"] is None
-    moment = moment.replace(tzinfo=zone if local else _offset(found["offset"]))
+    moment = datetime(
+        year,
+        month,
+        day.day,
+        int(found["hour"]),
+        int(found["minute"]),
+        second,
+        int((found["fraction"] or ".0")[1:7].ljust(6, "0")),
+        zone if local else _offset(found["offset"]),
+    )
     try:
         instant = (moment - _EPOCH) // _MICROSECOND
         there = moment.astimezone(zone).date().toordinal()

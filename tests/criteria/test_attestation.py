@@ -87,9 +87,7 @@ def test_one_attestation_of_contraception_serves_both(named: str) -> None:
 
 def test_with_everything_attested_the_candidate_is_eligible() -> None:
     """All criteria pass."""
-    unknown = [
-        result.id for result in verdict_with().criteria if result.outcome is Outcome.UNKNOWN
-    ]
+    unknown = [result.id for result in verdict_with().criteria if result.outcome is Outcome.UNKNOWN]
     verdict = verdict_with(*(attestation(criterion) for criterion in unknown))
     assert verdict.code is VerdictCode.ELIGIBLE
 
@@ -143,8 +141,14 @@ def test_attestations_are_read_from_a_file(tmp_path: Path) -> None:
 def test_a_mistake_names_file_and_line(tmp_path: Path, change: str, line: int) -> None:
     """Nothing is silently ignored."""
     lines = [
-        "attestations:", "  - trial: NCT06056752", "    patient: x", "    criterion: I5",
-        "    outcome: pass", "    by: me", "    when: 2026-10-30", "    why: so",
+        "attestations:",
+        "  - trial: NCT06056752",
+        "    patient: x",
+        "    criterion: I5",
+        "    outcome: pass",
+        "    by: me",
+        "    when: 2026-10-30",
+        "    why: so",
     ]
     prefix = "  - " if line == 2 else "    "
     lines[line - 1] = prefix + change

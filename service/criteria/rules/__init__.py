@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Union
+from typing import Annotated
 
 import msgspec
 
@@ -27,13 +27,13 @@ from service.criteria.rules.reproduction import Lactation, Pregnancy, PregnancyT
 from service.criteria.rules.results import Change, CodedResult, Observation, Ordinal
 from service.criteria.rules.studies import ConsentGiven, Participation
 from service.criteria.rules.treatment import ConditionOnTreatment
-from service.values.logic import Outcome, negate
+from service.values.logic import negate
 
 
 class _Composite(RuleBase, frozen=True, kw_only=True):
     """Rules inside one criterion, combined."""
 
-    rules: Annotated[tuple["Rule", ...], msgspec.Meta(min_length=1)]
+    rules: Annotated[tuple[Rule, ...], msgspec.Meta(min_length=1)]
 
     def reads(self) -> Iterator[Reads]:
         for rule in self.rules:
@@ -93,13 +93,17 @@ class AtLeast(_Composite, frozen=True, kw_only=True, tag="at-least"):
 class Not(RuleBase, frozen=True, kw_only=True, tag="not"):
     """The opposite of a rule; what is unknown stays unknown."""
 
-    rule: "Rule"
+    rule: Rule
 
     def evaluate(self, ctx: Context) -> Draft:
         draft = self.rule.evaluate(ctx)
         return Draft(
-            negate(draft.outcome), draft.reason, f"not: {draft.message}", draft.evidence,
-            draft.assumptions, draft.settled_by,
+            negate(draft.outcome),
+            draft.reason,
+            f"not: {draft.message}",
+            draft.evidence,
+            draft.assumptions,
+            draft.settled_by,
         )
 
     def words(self) -> str:
@@ -115,11 +119,34 @@ class Not(RuleBase, frozen=True, kw_only=True, tag="not"):
         yield from self.rule.problems()
 
 
-Rule = Union[
-    Alive, Age, Sex, Observation, CodedResult, Ordinal, Change, Records, Judgement,
-    PregnancyTest, Pregnancy, Lactation, CellsAbsent, Participation, ConsentGiven, Lineage, RemissionDuration,
-    RelapseAfterTransplant, SiteOnly, TumourAntigen, ViralInfection, AntibodyPair,
-    ConditionOnTreatment, All, Any, AtLeast, Not,
-]
+Rule = (
+    Alive
+    | Age
+    | Sex
+    | Observation
+    | CodedResult
+    | Ordinal
+    | Change
+    | Records
+    | Judgement
+    | PregnancyTest
+    | Pregnancy
+    | Lactation
+    | CellsAbsent
+    | Participation
+    | ConsentGiven
+    | Lineage
+    | RemissionDuration
+    | RelapseAfterTransplant
+    | SiteOnly
+    | TumourAntigen
+    | ViralInfection
+    | AntibodyPair
+    | ConditionOnTreatment
+    | All
+    | Any
+    | AtLeast
+    | Not
+)
 
-__all__ = ["Outcome", "Rule", "RuleBase", "Reads"]
+__all__ = ["Reads", "Rule", "RuleBase"]

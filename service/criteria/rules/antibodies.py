@@ -25,18 +25,27 @@ class AntibodyPair(RuleBase, frozen=True, kw_only=True, tag="antibody-pair"):
         positive = [draft.outcome is Outcome.FAIL for draft in drafts]
         if all(positive):
             return Draft(
-                Outcome.FAIL, Reason.VALUE_VIOLATES, "both antibodies are positive", evidence,
+                Outcome.FAIL,
+                Reason.VALUE_VIOLATES,
+                "both antibodies are positive",
+                evidence,
                 assumptions,
             )
         if all(draft.outcome is Outcome.PASS for draft in drafts):
             return Draft(
-                Outcome.PASS, Reason.VALUE_MEETS, "both antibodies are negative", evidence,
+                Outcome.PASS,
+                Reason.VALUE_MEETS,
+                "both antibodies are negative",
+                evidence,
                 assumptions,
             )
         if any(positive):
             return Draft(
-                Outcome.UNKNOWN, Reason.JUDGEMENT_REQUIRED,
-                "one of the two antibodies is positive", evidence, assumptions,
+                Outcome.UNKNOWN,
+                Reason.JUDGEMENT_REQUIRED,
+                "one of the two antibodies is positive",
+                evidence,
+                assumptions,
                 (Settles(self.question),),
             )
         unusable = [d for d in drafts if d.reason not in (Reason.NO_DATA, Reason.VALUE_MEETS)]
@@ -48,8 +57,12 @@ class AntibodyPair(RuleBase, frozen=True, kw_only=True, tag="antibody-pair"):
             if draft.outcome is Outcome.UNKNOWN
         )
         return Draft(
-            Outcome.UNKNOWN, Reason.NO_DATA, "not both antibodies have a usable result", evidence,
-            assumptions, wanted,
+            Outcome.UNKNOWN,
+            Reason.NO_DATA,
+            "not both antibodies have a usable result",
+            evidence,
+            assumptions,
+            wanted,
         )
 
     @staticmethod

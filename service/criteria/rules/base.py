@@ -11,7 +11,7 @@ from typing import Annotated
 
 import msgspec
 
-from service.criteria.context import Context, Draft, MEDICATION
+from service.criteria.context import MEDICATION, Context, Draft
 from service.facts.model import MEDICINE_TYPES
 from service.values.dates import Window, parse_window
 
@@ -71,10 +71,17 @@ def types_of(kind: str) -> tuple[str, ...]:
 
 
 RECORD_UNKNOWNS = (
-    "unconfirmed", "status-not-recorded", "conflicting-data", "unmapped-code",
+    "unconfirmed",
+    "status-not-recorded",
+    "conflicting-data",
+    "unmapped-code",
     "source-unavailable",
 )
 RESULT_UNKNOWNS = (
-    "no-data", "stale-data", "unreadable-value", "indeterminate-date", "conflicting-data",
+    "no-data",
+    "stale-data",
+    "unreadable-value",
+    "indeterminate-date",
+    "conflicting-data",
     "source-unavailable",
 )

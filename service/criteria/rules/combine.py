@@ -23,7 +23,9 @@ def combined(how: str, drafts: Sequence[Draft], needed: int = 1) -> Draft:
     else:
         first = next((d for d in same if d.reason is not Reason.NOT_APPLICABLE), same[0])
     return Draft(
-        outcome, first.reason, "; ".join(draft.message for draft in drafts),
+        outcome,
+        first.reason,
+        "; ".join(draft.message for draft in drafts),
         unique(*(draft.evidence for draft in drafts)),
         unique(*(draft.assumptions for draft in drafts)),
         unique(*(d.settled_by for d in drafts)) if outcome is Outcome.UNKNOWN else (),

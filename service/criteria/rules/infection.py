@@ -51,7 +51,7 @@ class TestKind(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     positive: Effect
     negative: Effect
     viral_load: bool = False
-    cleared_by: dict[str, Effect] = {}
+    cleared_by: dict[str, Effect] = msgspec.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +84,8 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
         tested = [self._tested(kind, ctx) for kind in self.tests]
         findings = self._by_condition(ctx, tested)
         findings += [
-            finding for result in tested
+            finding
+            for result in tested
             if (finding := self._decisive(result, tested, ctx)) is not None
         ]
         if all(finding.outcome is Outcome.PASS for finding in findings):
@@ -105,7 +106,9 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
         sets = tuple(name for kind in self.tests for name in kind.codes)
         wanted = wanted_data(ctx, "Observation", sets, "a test", window_of(self.within))
         return Draft(
-            Outcome.UNKNOWN, Reason.NO_DATA, "neither condition nor test on record",
+            Outcome.UNKNOWN,
+            Reason.NO_DATA,
+            "neither condition nor test on record",
             settled_by=(wanted,),
         )
 
@@ -128,9 +131,7 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
         polarity = {Outcome.FAIL: Polarity.POSITIVE, Outcome.PASS: Polarity.NEGATIVE}
         return _Tested(kind, latest, draft, polarity.get(draft.outcome))
 
-    def _decisive(
-        self, result: _Tested, tested: list[_Tested], ctx: Context
-    ) -> Finding | None:
+    def _decisive(self, result: _Tested, tested: list[_Tested], ctx: Context) -> Finding | None:
         """Judge a kind whose latest result is positive or can't be used."""
         finding = finding_of(result.draft)
         if finding.outcome is Outcome.UNKNOWN:
@@ -158,11 +159,14 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
         if enough:
             return [finding_of(result.draft) for result in enough]
         found = [
-            finding for result in fresh if result.kind.negative == "judgement"
+            finding
+            for result in fresh
+            if result.kind.negative == "judgement"
             if (finding := _with_effect(finding_of(result.draft), "judgement", result.latest.top))
         ]
         found += [
-            self._aged(result, ctx) for result in negative
+            self._aged(result, ctx)
+            for result in negative
             if result not in fresh and result.kind.negative != "nothing"
         ]
         return found
@@ -179,11 +183,15 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
         old = self._fresh(result, ctx) is False
         reason = Reason.STALE_DATA if old else Reason.INDETERMINATE_DATE
         wanted = wanted_data(
-            ctx, "Observation", result.kind.codes, f"a newer test ({result.kind.name})",
+            ctx,
+            "Observation",
+            result.kind.codes,
+            f"a newer test ({result.kind.name})",
             window_of(self.within),
         )
         return finding_of(result.draft)._replace(
-            outcome=Outcome.UNKNOWN, reason=reason,
+            outcome=Outcome.UNKNOWN,
+            reason=reason,
             message=f"{result.kind.name}: the negative result is not known to be within "
             f"{self.within}",
             settled_by=(wanted,),
@@ -191,17 +199,24 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
 
     def _by_condition(self, ctx: Context, tested: list[_Tested]) -> list[Finding]:
         finder = Finder(
-            resource="Condition", codes=self.conditions, then="fail", when="active",
+            resource="Condition",
+            codes=self.conditions,
+            then="fail",
+            when="active",
             inactive=self.inactive_condition,
         )
         found: list[Finding] = []
         for finding in finder.findings(ctx):
-            if finding.outcome is Outcome.FAIL and self._cleared(ctx, finding, tested):
-                finding = finding._replace(
-                    outcome=Outcome.UNKNOWN, reason=Reason.JUDGEMENT_REQUIRED,
+            cleared = finding.outcome is Outcome.FAIL and self._cleared(ctx, finding, tested)
+            found.append(
+                finding._replace(
+                    outcome=Outcome.UNKNOWN,
+                    reason=Reason.JUDGEMENT_REQUIRED,
                     message=f"{finding.message}, but a later test is negative",
                 )
-            found.append(finding)
+                if cleared
+                else finding
+            )
         if self.carrier:
             carrier = Finder(
                 resource="Condition", codes=self.carrier, then="judgement", when="active"
@@ -212,12 +227,14 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
     def _cleared(self, ctx: Context, finding: Finding, tested: list[_Tested]) -> bool:
         references = {entry.reference for entry in finding.evidence}
         dated = [
-            fact for _, fact in ctx.find("Condition", self.conditions)
+            fact
+            for _, fact in ctx.find("Condition", self.conditions)
             if fact.reference in references
         ]
         return any(
             result.polarity is Polarity.NEGATIVE and _since(result, dated)
-            for result in tested if result.kind.name in self.condition_cleared_by
+            for result in tested
+            if result.kind.name in self.condition_cleared_by
         )
 
     def words(self) -> str:
@@ -240,8 +257,12 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "judgement-required", *RESULT_UNKNOWNS, "indeterminate-value", "unconfirmed",
-            "status-not-recorded", "unmapped-code",
+            "judgement-required",
+            *RESULT_UNKNOWNS,
+            "indeterminate-value",
+            "unconfirmed",
+            "status-not-recorded",
+            "unmapped-code",
         )
 
     def problems(self) -> Iterator[str]:
@@ -256,8 +277,11 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
 
 
 _UNUSABLE = (
-    Reason.UNREADABLE_VALUE, Reason.INDETERMINATE_VALUE, Reason.CONFLICTING_DATA,
-    Reason.INDETERMINATE_DATE, Reason.SOURCE_UNAVAILABLE,
+    Reason.UNREADABLE_VALUE,
+    Reason.INDETERMINATE_VALUE,
+    Reason.CONFLICTING_DATA,
+    Reason.INDETERMINATE_DATE,
+    Reason.SOURCE_UNAVAILABLE,
 )
 
 
@@ -265,9 +289,7 @@ def _since(result: _Tested, facts: Sequence[Fact]) -> bool:
     """Tell whether a result is of the time of the records or later."""
     return all(
         test.when is not None
-        and all(
-            fact.when is None or not test.when.definitely_before(fact.when) for fact in facts
-        )
+        and all(fact.when is None or not test.when.definitely_before(fact.when) for fact in facts)
         for test in result.latest.top
     )
 
@@ -281,6 +303,7 @@ def _with_effect(finding: Finding, effect: str, facts: Sequence[Fact]) -> Findin
         return finding._replace(outcome=Outcome.PASS, reason=Reason.VALUE_MEETS)
     reason = Reason.JUDGEMENT_REQUIRED
     return finding._replace(
-        outcome=Outcome.UNKNOWN, reason=reason,
+        outcome=Outcome.UNKNOWN,
+        reason=reason,
         settled_by=tuple(settles(reason, fact.reference) for fact in facts),
     )

@@ -35,7 +35,10 @@ class Judgement(RuleBase, frozen=True, kw_only=True, tag="judgement"):
             if match is not Match.EXCLUDE
         ]
         return Draft(
-            Outcome.UNKNOWN, Reason.JUDGEMENT_REQUIRED, self.question, unique(shown),
+            Outcome.UNKNOWN,
+            Reason.JUDGEMENT_REQUIRED,
+            self.question,
+            unique(shown),
             settled_by=(Settles(self.question),),
         )
 

@@ -42,7 +42,8 @@ PERCENT = "%"
 
 def _conditions(ctx: Context, sets: Sequence[str]) -> list[tuple[Match, ConditionFact]]:
     return [
-        (match, fact) for match, fact in ctx.find("Condition", sets)
+        (match, fact)
+        for match, fact in ctx.find("Condition", sets)
         if isinstance(fact, ConditionFact)
     ]
 
@@ -57,7 +58,10 @@ def _firm(fact: Fact) -> bool:
 
 def _unknown(reason: Reason, text: str, facts: Sequence[Fact]) -> Finding:
     return Finding(
-        Outcome.UNKNOWN, reason, text, tuple(evidence_of(fact) for fact in facts),
+        Outcome.UNKNOWN,
+        reason,
+        text,
+        tuple(evidence_of(fact) for fact in facts),
         unique(*(assumptions_of(fact) for fact in facts)),
         tuple(settles(reason, fact.reference) for fact in facts),
     )
@@ -98,7 +102,8 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
             return _unknown(Reason.CONFLICTING_DATA, "copies of the diagnosis differ", copies)
         other = [fact for _, fact in found if fact.concept.included(self.other)]
         loose = [
-            fact for match, fact in found
+            fact
+            for match, fact in found
             if not _firm(fact) and match in (Match.INCLUDE, Match.CONFLICT, Match.UNMAPPED)
         ]
         antigen = ctx.result(self.confirmed_by)
@@ -106,7 +111,8 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
         if sure_other and not stated:
             return self._of_other(sure_other, antigen.outcome, gaps)
         plain = [
-            (fact.concept.match(self.unstated), fact) for _, fact in found
+            (fact.concept.match(self.unstated), fact)
+            for _, fact in found
             if _firm(fact) and fact not in other
         ]
         unstated = [fact for match, fact in plain if match is Match.INCLUDE]
@@ -140,13 +146,16 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
         if antigen is Outcome.PASS:
             return _unknown(
                 Reason.CONFLICTING_DATA,
-                "another lineage is on record, but the antigen speaks for the one asked for", sure,
+                "another lineage is on record, but the antigen speaks for the one asked for",
+                sure,
             )
         if gaps:
             missing = unavailable(gaps, self.stated, "a diagnosis with the lineage asked for")
             return missing._replace(evidence=tuple(evidence_of(fact) for fact in sure))
         return Finding(
-            Outcome.FAIL, Reason.RECORD_PRESENT, "the leukaemia is of another lineage",
+            Outcome.FAIL,
+            Reason.RECORD_PRESENT,
+            "the leukaemia is of another lineage",
             tuple(evidence_of(fact) for fact in sure),
             unique(*(assumptions_of(fact) for fact in sure)),
         )
@@ -154,7 +163,9 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
     @staticmethod
     def _present(facts: list[ConditionFact], text: str) -> Draft:
         return Draft(
-            Outcome.PASS, Reason.RECORD_PRESENT, text,
+            Outcome.PASS,
+            Reason.RECORD_PRESENT,
+            text,
             tuple(evidence_of(fact) for fact in facts),
             unique(*(assumptions_of(fact) for fact in facts)),
         )
@@ -173,13 +184,12 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
         return ("unmapped-code", "conflicting-data", "unconfirmed", "source-unavailable")
 
 
-def relapses(
-    ctx: Context, codes: Sequence[str], diagnosis: Sequence[str]
-) -> list[ConditionFact]:
+def relapses(ctx: Context, codes: Sequence[str], diagnosis: Sequence[str]) -> list[ConditionFact]:
     """List relapses: of a relapse code, or of the diagnosis with status relapse (I2.b)."""
     coded = [fact for match, fact in _conditions(ctx, codes) if match is Match.INCLUDE]
     relapsed = [
-        fact for match, fact in _conditions(ctx, diagnosis)
+        fact
+        for match, fact in _conditions(ctx, diagnosis)
         if match is not Match.EXCLUDE
         and match is not Match.UNMAPPED
         and fact.clinical in ("relapse", "recurrence")
@@ -210,7 +220,8 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         began = first.when
         assert began is not None
         later = [
-            fact for fact in relapsed
+            fact
+            for fact in relapsed
             if fact.onset is not None and not fact.onset.definitely_before(began)
         ]
         before = self._preceding(ctx, began, relapsed)
@@ -222,8 +233,13 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         relapse = min(later, key=lambda fact: fact.onset.start if fact.onset else 0)
         gaps = ctx.gaps(
             ("Condition", "Observation", "Procedure"),
-            (*self.remission, *self.remission_status, *self.relapse, *self.diagnosis,
-             *self.transplant),
+            (
+                *self.remission,
+                *self.remission_status,
+                *self.relapse,
+                *self.diagnosis,
+                *self.transplant,
+            ),
         )
         if gaps:
             missing = unavailable(gaps, (*self.remission, *self.relapse), "the first remission")
@@ -252,13 +268,14 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
 
     def _remissions(self, ctx: Context) -> list[Fact]:
         found: list[Fact] = [
-            fact for match, fact in _conditions(ctx, self.remission)
+            fact
+            for match, fact in _conditions(ctx, self.remission)
             if match is Match.INCLUDE and _firm(fact)
         ]
         for match, fact in observations(ctx, self.remission_status):
-            if match is Match.INCLUDE and fact.coded is not None and not fact.modified:
-                if fact.coded.included(self.remission_value) and self._of_disease(fact, ctx):
-                    found.append(fact)
+            stated = fact.coded is not None and fact.coded.included(self.remission_value)
+            if match is Match.INCLUDE and stated and not fact.modified:
+                found += [fact] if self._of_disease(fact, ctx) else []
         return found
 
     def _of_disease(self, fact: ObservationFact, ctx: Context) -> bool:
@@ -268,16 +285,16 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
             c.concept.included((*self.diagnosis, *self.remission, *self.relapse)) for c in focused
         )
 
-    def _preceding(
-        self, ctx: Context, began: When, relapsed: list[ConditionFact]
-    ) -> list[Fact]:
+    def _preceding(self, ctx: Context, began: When, relapsed: list[ConditionFact]) -> list[Fact]:
         """List what shows that the remission may not be the first."""
         found: list[Fact] = [
-            fact for fact in relapsed
+            fact
+            for fact in relapsed
             if fact.onset is not None and fact.onset.definitely_before(began)
         ]
         found += [
-            fact for kind in ("Procedure", "Condition")
+            fact
+            for kind in ("Procedure", "Condition")
             for match, fact in ctx.find(kind, self.transplant)
             if match is not Match.EXCLUDE
             and (fact.when is None or not began.definitely_before(fact.when))
@@ -286,7 +303,10 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
 
     def _judge(self, text: str, shown: tuple[Evidence, ...]) -> Draft:
         return Draft(
-            Outcome.UNKNOWN, Reason.JUDGEMENT_REQUIRED, f"{self.question} ({text})", shown,
+            Outcome.UNKNOWN,
+            Reason.JUDGEMENT_REQUIRED,
+            f"{self.question} ({text})",
+            shown,
             settled_by=(Settles(self.question),),
         )
 
@@ -298,7 +318,9 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         )
 
     def reads(self) -> Iterator[Reads]:
-        yield Reads("Condition", (*self.remission, *self.relapse, *self.diagnosis, *self.transplant))
+        yield Reads(
+            "Condition", (*self.remission, *self.relapse, *self.diagnosis, *self.transplant)
+        )
         yield Reads("Observation", (*self.remission_status, *self.remission_value))
         yield Reads("Procedure", self.transplant)
 
@@ -327,8 +349,12 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
         else:
             draft = self._after(ctx, done, status)
         return Draft(
-            draft.outcome, draft.reason, draft.message, unique(shown, draft.evidence),
-            draft.assumptions, draft.settled_by,
+            draft.outcome,
+            draft.reason,
+            draft.message,
+            unique(shown, draft.evidence),
+            draft.assumptions,
+            draft.settled_by,
         )
 
     def _transplants(self, ctx: Context) -> tuple[list[Fact], list[Fact], list[Fact]]:
@@ -386,7 +412,8 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
             return draft_of(
                 _unknown(
                     Reason.INDETERMINATE_DATE,
-                    "when the transplantation was done isn't recorded", status,
+                    "when the transplantation was done isn't recorded",
+                    status,
                 )
             )
         sets = (*self.relapse, *self.diagnosis, *self.residual, *self.blasts, *self.transplant)
@@ -433,9 +460,7 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
                     )
         return found
 
-    def _of_relapse(
-        self, fact: ConditionFact, since: When | None, ctx: Context
-    ) -> list[Finding]:
+    def _of_relapse(self, fact: ConditionFact, since: When | None, ctx: Context) -> list[Finding]:
         placed = _placed(fact.onset, since)
         active = fact.clinical in ("active", "relapse", "recurrence")
         if placed is False and not active:
@@ -451,8 +476,10 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
             return [_unknown(Reason.INDETERMINATE_DATE, text, (fact,))]
         return [
             Finding(
-                Outcome.PASS, Reason.RECORD_PRESENT,
-                f"{fact.reference}: relapse after transplantation", (evidence_of(fact),),
+                Outcome.PASS,
+                Reason.RECORD_PRESENT,
+                f"{fact.reference}: relapse after transplantation",
+                (evidence_of(fact),),
                 assumptions_of(fact),
             )
         ]
@@ -512,8 +539,14 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "indeterminate-date", "indeterminate-value", "unreadable-value", "incomparable-unit",
-            "unconfirmed", "unmapped-code", "conflicting-data", "source-unavailable",
+            "indeterminate-date",
+            "indeterminate-value",
+            "unreadable-value",
+            "incomparable-unit",
+            "unconfirmed",
+            "unmapped-code",
+            "conflicting-data",
+            "source-unavailable",
         )
 
 
@@ -556,9 +589,7 @@ class SiteOnly(RuleBase, frozen=True, kw_only=True, tag="disease-site"):
     question: str
 
     def evaluate(self, ctx: Context) -> Draft:
-        finder = Finder(
-            resource="Condition", codes=self.elsewhere, then="judgement", when="active"
-        )
+        finder = Finder(resource="Condition", codes=self.elsewhere, then="judgement", when="active")
         findings = finder.findings(ctx)
         gaps = ctx.gaps(("Condition",), self.elsewhere)
         if gaps:
@@ -569,8 +600,11 @@ class SiteOnly(RuleBase, frozen=True, kw_only=True, tag="disease-site"):
         at_site = ctx.result(self.site)
         if at_site.outcome is Outcome.PASS:
             return Draft(
-                Outcome.PASS, Reason.VALUE_MEETS, f"{self.site} shows disease at the site itself",
-                unique(decided.evidence, at_site.evidence), decided.assumptions,
+                Outcome.PASS,
+                Reason.VALUE_MEETS,
+                f"{self.site} shows disease at the site itself",
+                unique(decided.evidence, at_site.evidence),
+                decided.assumptions,
             )
         if decided.reason is Reason.JUDGEMENT_REQUIRED:
             decided = decided._replace(settled_by=(Settles(self.question),))
@@ -587,8 +621,12 @@ class SiteOnly(RuleBase, frozen=True, kw_only=True, tag="disease-site"):
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "judgement-required", "unconfirmed", "status-not-recorded", "conflicting-data",
-            "unmapped-code", "source-unavailable",
+            "judgement-required",
+            "unconfirmed",
+            "status-not-recorded",
+            "conflicting-data",
+            "unmapped-code",
+            "source-unavailable",
         )
 
 
@@ -612,8 +650,12 @@ class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
         sets = (*self.codes, *self.of_all_cells)
         latest = select(ctx, sets, reports=self.reports, coded=True)
         draft = judge_latest(
-            ctx, sets, latest, lambda fact: self._assess(fact, ctx),
-            what=f"latest result in {', '.join(sets)}", window=None,
+            ctx,
+            sets,
+            latest,
+            lambda fact: self._assess(fact, ctx),
+            what=f"latest result in {', '.join(sets)}",
+            window=None,
         )
         if draft.outcome is not Outcome.PASS:
             return self._asked(draft)
@@ -624,7 +666,11 @@ class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
         if draft.reason is not Reason.JUDGEMENT_REQUIRED:
             return draft
         return Draft(
-            draft.outcome, draft.reason, draft.message, draft.evidence, draft.assumptions,
+            draft.outcome,
+            draft.reason,
+            draft.message,
+            draft.evidence,
+            draft.assumptions,
             unique((Settles(self.question),), draft.settled_by),
         )
 
@@ -639,8 +685,10 @@ class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
         if isinstance(interval, Interval):
             return self._percentage(fact, interval, limit, polarity)
         if isinstance(polarity, Polarity):
-            if interval is Reason.UNREADABLE_VALUE and fact.quantity is not None and not (
-                isinstance(read_number(fact, ctx.facts.terms), Measured)
+            if (
+                interval is Reason.UNREADABLE_VALUE
+                and fact.quantity is not None
+                and not (isinstance(read_number(fact, ctx.facts.terms), Measured))
             ):
                 return _unknown(Reason.UNREADABLE_VALUE, "the number can't be read", (fact,))
             return self._stated(fact, polarity)
@@ -676,9 +724,7 @@ class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
             return Finding(Outcome.PASS, Reason.VALUE_MEETS, text, evidence)
         return Finding(Outcome.FAIL, Reason.VALUE_VIOLATES, text, evidence)
 
-    def _after_therapy(
-        self, ctx: Context, draft: Draft, since: Sequence[When | None]
-    ) -> Draft:
+    def _after_therapy(self, ctx: Context, draft: Draft, since: Sequence[When | None]) -> Draft:
         findings: list[Finding] = []
         for kind in ("Procedure", "Medication", "Condition"):
             sets = self.therapy_history if kind == "Condition" else self.therapy
@@ -686,7 +732,8 @@ class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
                 if match is not Match.EXCLUDE:
                     findings += self._of_therapy(match, fact, since, kind == "Condition")
         gaps = [
-            gap for kind in ("Procedure", "Condition", "Medication")
+            gap
+            for kind in ("Procedure", "Condition", "Medication")
             for gap in ctx.gaps(
                 (kind,), self.therapy_history if kind == "Condition" else self.therapy
             )
@@ -697,9 +744,12 @@ class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
         if decided is None:
             return draft
         return Draft(
-            decided.outcome, decided.reason, decided.message,
+            decided.outcome,
+            decided.reason,
+            decided.message,
             unique(draft.evidence, decided.evidence),
-            unique(draft.assumptions, decided.assumptions), decided.settled_by,
+            unique(draft.assumptions, decided.assumptions),
+            decided.settled_by,
         )
 
     def _of_therapy(
@@ -751,8 +801,14 @@ class TumourAntigen(RuleBase, frozen=True, kw_only=True, tag="tumour-antigen"):
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "no-data", "judgement-required", "unreadable-value", "indeterminate-value",
-            "incomparable-unit", "conflicting-data", "indeterminate-date", "unconfirmed",
+            "no-data",
+            "judgement-required",
+            "unreadable-value",
+            "indeterminate-value",
+            "incomparable-unit",
+            "conflicting-data",
+            "indeterminate-date",
+            "unconfirmed",
             "source-unavailable",
         )
 
@@ -766,14 +822,22 @@ class CellsAbsent(RuleBase, frozen=True, kw_only=True, tag="cells-absent"):
     def evaluate(self, ctx: Context) -> Draft:
         latest = select(ctx, self.codes, coded=True)
         draft = judge_latest(
-            ctx, self.codes, latest, lambda fact: self._assess(fact, ctx),
-            what=f"cells in {', '.join(self.codes)}", window=None,
+            ctx,
+            self.codes,
+            latest,
+            lambda fact: self._assess(fact, ctx),
+            what=f"cells in {', '.join(self.codes)}",
+            window=None,
         )
         if draft.reason is Reason.NO_DATA:
             return Draft(Outcome.PASS, Reason.RECORD_ABSENT, "no such result", draft.evidence)
         if draft.reason is Reason.JUDGEMENT_REQUIRED:
             return Draft(
-                draft.outcome, draft.reason, draft.message, draft.evidence, draft.assumptions,
+                draft.outcome,
+                draft.reason,
+                draft.message,
+                draft.evidence,
+                draft.assumptions,
                 (Settles(self.question),),
             )
         return draft
@@ -798,6 +862,9 @@ class CellsAbsent(RuleBase, frozen=True, kw_only=True, tag="cells-absent"):
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "judgement-required", "unreadable-value", "indeterminate-value", "conflicting-data",
+            "judgement-required",
+            "unreadable-value",
+            "indeterminate-value",
+            "conflicting-data",
             "source-unavailable",
         )

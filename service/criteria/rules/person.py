@@ -40,8 +40,10 @@ class Age(RuleBase, frozen=True, kw_only=True, tag="age"):
     def evaluate(self, ctx: Context) -> Draft:
         person = ctx.facts.person
         evidence = Evidence(
-            person.reference, recorded=person.birth.text if person.birth else None,
-            threshold=self._limits(), version=person.version,
+            person.reference,
+            recorded=person.birth.text if person.birth else None,
+            threshold=self._limits(),
+            version=person.version,
         )
         if person.conflicting:
             return self._open(Reason.CONFLICTING_DATA, "versions of the Patient differ", evidence)
@@ -61,7 +63,10 @@ class Age(RuleBase, frozen=True, kw_only=True, tag="age"):
 
     def _open(self, reason: Reason, text: str, evidence: Evidence) -> Draft:
         return Draft(
-            Outcome.UNKNOWN, reason, text, (evidence,),
+            Outcome.UNKNOWN,
+            reason,
+            text,
+            (evidence,),
             settled_by=(Settles("the full date of birth", "Patient"),),
         )
 
@@ -95,13 +100,19 @@ class Sex(RuleBase, frozen=True, kw_only=True, tag="sex"):
         person = ctx.facts.person
         evidence = (
             Evidence(
-                person.reference, recorded=person.gender, compared=person.sex,
-                threshold=" or ".join(self.allowed), version=person.version,
+                person.reference,
+                recorded=person.gender,
+                compared=person.sex,
+                threshold=" or ".join(self.allowed),
+                version=person.version,
             ),
         )
         if person.sex is None or person.conflicting:
             return Draft(
-                Outcome.UNKNOWN, Reason.NO_DATA, "the sex is not known", evidence,
+                Outcome.UNKNOWN,
+                Reason.NO_DATA,
+                "the sex is not known",
+                evidence,
                 settled_by=(Settles("the patient's sex", "Patient"),),
             )
         if person.sex in self.allowed:

@@ -59,7 +59,11 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """
 
     resource: Literal[
-        "Condition", "Procedure", "Medication", "Immunization", "AllergyIntolerance",
+        "Condition",
+        "Procedure",
+        "Medication",
+        "Immunization",
+        "AllergyIntolerance",
         "AdverseEvent",
     ]
     codes: SetNames
@@ -79,7 +83,12 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def words(self) -> str:
         """Say the finder in words."""
-        when = {"active": "active ", "recent": "active or recent ", "in-use": "in use: ", "ever": ""}
+        when = {
+            "active": "active ",
+            "recent": "active or recent ",
+            "in-use": "in use: ",
+            "ever": "",
+        }
         text = f"{when[self.when]}{self.resource} in {', '.join(self.codes)}"
         if self.within:
             text += f" within {self.within}"
@@ -134,46 +143,34 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             if self.inactive is None:
                 return _passed_over(course.facts, "is not active")
             then = self.inactive
-        reason = None
-        if course.unconfirmed:
-            reason = Reason.UNCONFIRMED
-        elif course.activity is Activity.NOT_RECORDED:
-            reason = Reason.STATUS_NOT_RECORDED
-        elif course.activity is Activity.INDETERMINATE:
-            reason = Reason.INDETERMINATE_DATE
-        elif course.activity is Activity.CONFLICTING:
-            reason = Reason.CONFLICTING_DATA
-        elif self.within is not None and self.when == "active":
-            reason = self._dated(fact, ctx)
+        reason = Reason.UNCONFIRMED if course.unconfirmed else _OF_ACTIVITY.get(course.activity)
+        if reason is None and self.within is not None and self.when == "active":
+            reason = self._dated(fact, self.within, ctx)
             if reason is Reason.RECORD_ABSENT:
                 return _passed_over(course.facts, "lies outside the window")
         if reason is None and self.long_ago is not None:
-            if fact.onset is None:
-                reason = Reason.INDETERMINATE_DATE
-            else:
-                inside = ctx.within(fact.onset, window_of(self.long_ago))
-                if inside is None:
-                    reason = Reason.INDETERMINATE_DATE
-                elif not inside:
-                    then = "judgement"
+            reason = self._dated(fact, self.long_ago, ctx)
+            if reason is Reason.RECORD_ABSENT:
+                reason, then = None, "judgement"
         return self._finding(course.match, course.deciding, course.facts, then, reason, ctx)
 
     def _recent(self, course: Course, ctx: Context) -> Finding | None:
         """One dated within the window counts whether or not it is active."""
         if self.within is None or course.unconfirmed:
             return None
+        window = window_of(self.within)
         for fact in course.facts:
-            if fact.confirmed and not fact.modified and fact.onset is not None:
-                if ctx.within(fact.onset, window_of(self.within)):
-                    return self._finding(course.match, (fact,), course.facts, self.then, None, ctx)
+            firm = fact.confirmed and not fact.modified
+            if firm and fact.onset is not None and ctx.within(fact.onset, window):
+                return self._finding(course.match, (fact,), course.facts, self.then, None, ctx)
         return None
 
-    def _dated(self, fact: Fact, ctx: Context) -> Reason | None:
-        """Test the window: None inside, RECORD_ABSENT outside, else INDETERMINATE_DATE."""
-        assert self.within is not None
+    @staticmethod
+    def _dated(fact: Fact, window: str, ctx: Context) -> Reason | None:
+        """Test a window: None inside, RECORD_ABSENT outside, else INDETERMINATE_DATE."""
         if fact.when is None:
             return Reason.INDETERMINATE_DATE
-        inside = ctx.within(fact.when, window_of(self.within))
+        inside = ctx.within(fact.when, window_of(window))
         if inside is None:
             return Reason.INDETERMINATE_DATE
         return None if inside else Reason.RECORD_ABSENT
@@ -192,7 +189,7 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.when == "in-use":
             dated = self._in_use(fact, ctx)
         elif self.within is not None:
-            dated = self._dated(fact, ctx)
+            dated = self._dated(fact, self.within, ctx)
         if dated is Reason.RECORD_ABSENT:
             return _passed_over((fact,), "lies outside the window")
         if self._loose(fact):
@@ -245,7 +242,9 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             )
         ordered = unique(deciding, shown)
         return Finding(
-            outcome, reason, _said(fact, reason),
+            outcome,
+            reason,
+            _said(fact, reason),
             tuple(evidence_of(each) for each in ordered),
             unique(*(assumptions_of(each) for each in deciding)),
             (settles(reason, fact.reference),) if outcome is Outcome.UNKNOWN else (),
@@ -254,14 +253,21 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def _of_index(self, fact: Fact, ctx: Context) -> bool:
         if not self.judgement_if_in or not fact.concept.included(self.judgement_if_in):
             return False
-        return any(
-            match is not Match.EXCLUDE for match, _ in ctx.find("Condition", ctx.index_sets)
-        )
+        return any(match is not Match.EXCLUDE for match, _ in ctx.find("Condition", ctx.index_sets))
+
+
+_OF_ACTIVITY = {
+    Activity.NOT_RECORDED: Reason.STATUS_NOT_RECORDED,
+    Activity.INDETERMINATE: Reason.INDETERMINATE_DATE,
+    Activity.CONFLICTING: Reason.CONFLICTING_DATA,
+}
 
 
 def _passed_over(facts: tuple[Fact, ...], why: str) -> Finding:
     return Finding(
-        Outcome.PASS, Reason.RECORD_ABSENT, f"{facts[0].reference} {why}",
+        Outcome.PASS,
+        Reason.RECORD_ABSENT,
+        f"{facts[0].reference} {why}",
         tuple(evidence_of(fact) for fact in facts),
         unique(*(assumptions_of(fact) for fact in facts)),
     )
@@ -331,11 +337,11 @@ class Records(RuleBase, frozen=True, kw_only=True, tag="records"):
             findings = self._counted(findings)
         decided = worst(findings)
         gaps = self._gaps(ctx)
-        if gaps and (decided is None or decided.outcome is not Outcome.FAIL):
-            if decided is None or decided.outcome is Outcome.PASS and self.absent == "pass":
-                missing = unavailable(gaps, self._sets(), self._what())
-                findings = [*findings, missing]
-                decided = worst(findings)
+        rests_on_absence = decided is None or (
+            decided.outcome is Outcome.PASS and self.absent == "pass"
+        )
+        if gaps and rests_on_absence:
+            decided = worst([*findings, unavailable(gaps, self._sets(), self._what())])
         if decided is None:
             absence = self._absence()
             return replace(
@@ -381,7 +387,9 @@ class Records(RuleBase, frozen=True, kw_only=True, tag="records"):
         if self.absent == "fail":
             return Draft(Outcome.FAIL, Reason.RECORD_ABSENT, text)
         return Draft(
-            Outcome.UNKNOWN, Reason.NO_DATA, text,
+            Outcome.UNKNOWN,
+            Reason.NO_DATA,
+            text,
             settled_by=tuple(
                 Settles(f"a record of {', '.join(finder.codes)}", finder.resource, finder.codes)
                 for finder in self.find
@@ -413,7 +421,8 @@ class Records(RuleBase, frozen=True, kw_only=True, tag="records"):
             if finder.when == "in-use" and finder.resource != MEDICATION:
                 yield "only a Medication can be in use"
             if finder.when in ("active", "recent") and finder.resource not in (
-                "Condition", "AllergyIntolerance",
+                "Condition",
+                "AllergyIntolerance",
             ):
                 yield f"a {finder.resource} can't be active"
         if self.at_least < 1:

@@ -68,9 +68,12 @@ class PregnancyTests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     def latest(self, ctx: Context) -> Latest:
         """Find the latest test, result or code."""
         coded = [
-            fact for match, fact in ctx.find("Condition", self.codes)
+            fact
+            for match, fact in ctx.find("Condition", self.codes)
             if match in (Match.INCLUDE, Match.CONFLICT)
-            and isinstance(fact, ConditionFact) and fact.confirmed and not fact.modified
+            and isinstance(fact, ConditionFact)
+            and fact.confirmed
+            and not fact.modified
         ]
         return select(ctx, self.results, coded=True, also=coded)
 
@@ -118,7 +121,9 @@ class PregnancyTests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 def _tested(fact: Fact, polarity: Polarity | Reason) -> Finding:
     if isinstance(polarity, Reason):
-        return Finding(Outcome.UNKNOWN, polarity, f"{fact.reference}: neither positive nor negative")
+        return Finding(
+            Outcome.UNKNOWN, polarity, f"{fact.reference}: neither positive nor negative"
+        )
     evidence = (evidence_of(fact, compared=polarity.value),)
     text = f"{fact.reference}: pregnancy test {polarity.value}"
     if polarity is Polarity.NEGATIVE:
@@ -144,14 +149,19 @@ class PregnancyTest(RuleBase, frozen=True, kw_only=True, tag="pregnancy-test"):
         proof = self._not_childbearing(ctx)
         if proof:
             return Draft(
-                Outcome.PASS, Reason.NOT_APPLICABLE, "not of childbearing potential",
+                Outcome.PASS,
+                Reason.NOT_APPLICABLE,
+                "not of childbearing potential",
                 tuple(evidence_of(fact) for fact in proof),
             )
         sets = (*self.tests.results, *self.tests.codes)
         draft = judge_latest(
-            ctx, sets, self.tests.latest(ctx),
+            ctx,
+            sets,
+            self.tests.latest(ctx),
             lambda fact: _tested(fact, self.tests.polarity(fact, ctx)),
-            what="pregnancy test", window=window_of(self.within),
+            what="pregnancy test",
+            window=window_of(self.within),
         )
         if draft.outcome is not Outcome.FAIL:
             return draft
@@ -161,16 +171,18 @@ class PregnancyTest(RuleBase, frozen=True, kw_only=True, tag="pregnancy-test"):
         grown = ctx.age_at_least(self.from_age)
         return (None if grown is None else not grown), ctx.age_at_least(self.to_age + 1)
 
-    def _proven(
-        self, ctx: Context, draft: Draft, young: bool | None, old: bool | None
-    ) -> Draft:
+    def _proven(self, ctx: Context, draft: Draft, young: bool | None, old: bool | None) -> Draft:
         """A positive test fails only those who are known to be of childbearing potential."""
         if young is None or old is None:
             missing = ctx.facts.person.birth is None
             reason = Reason.NO_DATA if missing else Reason.INDETERMINATE_DATE
             return Draft(
-                Outcome.UNKNOWN, reason, "the age, and so childbearing potential, isn't known",
-                draft.evidence, draft.assumptions, (Settles("the full date of birth", "Patient"),),
+                Outcome.UNKNOWN,
+                reason,
+                "the age, and so childbearing potential, isn't known",
+                draft.evidence,
+                draft.assumptions,
+                (Settles("the full date of birth", "Patient"),),
             )
         gaps = ctx.gaps(("Condition", "Procedure"), self.not_childbearing)
         if gaps:
@@ -242,7 +254,8 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
 
     def _by_condition(self, ctx: Context, latest: Latest) -> list[Finding]:
         matched = [
-            (match, fact) for match, fact in ctx.find("Condition", self.conditions)
+            (match, fact)
+            for match, fact in ctx.find("Condition", self.conditions)
             if match is not Match.EXCLUDE and isinstance(fact, ConditionFact)
         ]
         found: list[Finding] = []
@@ -271,14 +284,16 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
         if reason is None:
             return finding
         return finding._replace(
-            outcome=Outcome.UNKNOWN, reason=reason,
+            outcome=Outcome.UNKNOWN,
+            reason=reason,
             message=f"{fact.reference}: an active pregnancy that may be over",
             settled_by=(settles(reason, fact.reference),),
         )
 
     def _negative_since(self, fact: ConditionFact, ctx: Context, latest: Latest) -> bool:
         return any(
-            test.when is not None and fact.onset is not None
+            test.when is not None
+            and fact.onset is not None
             and not test.when.definitely_before(fact.onset)
             and self.tests.polarity(test, ctx) is Polarity.NEGATIVE
             for test in latest.top
@@ -300,8 +315,11 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
             facts = latest.top
             return [
                 Finding(
-                    Outcome.UNKNOWN, reason, "statements of the same time differ",
-                    tuple(evidence_of(fact) for fact in facts), (),
+                    Outcome.UNKNOWN,
+                    reason,
+                    "statements of the same time differ",
+                    tuple(evidence_of(fact) for fact in facts),
+                    (),
                     tuple(settles(reason, fact.reference) for fact in facts),
                 )
             ]
@@ -320,11 +338,17 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
             if not recent:
                 return None
             return Finding(
-                Outcome.PASS, Reason.VALUE_MEETS, f"{fact.reference}: not pregnant", evidence,
+                Outcome.PASS,
+                Reason.VALUE_MEETS,
+                f"{fact.reference}: not pregnant",
+                evidence,
                 assumptions,
             )
         if not fact.coded.included(self.status_pregnant):
-            if fact.when is not None and ctx.within(fact.when, window_of(self.begun_within)) is False:
+            if (
+                fact.when is not None
+                and ctx.within(fact.when, window_of(self.begun_within)) is False
+            ):
                 return None
             return self._open(fact, Reason.UNREADABLE_VALUE)
         if fact.when is None:
@@ -332,7 +356,10 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
         recent = ctx.within(fact.when, window_of(self.recent))
         if recent:
             return Finding(
-                Outcome.FAIL, Reason.VALUE_VIOLATES, f"{fact.reference}: pregnant", evidence,
+                Outcome.FAIL,
+                Reason.VALUE_VIOLATES,
+                f"{fact.reference}: pregnant",
+                evidence,
                 assumptions,
             )
         begun = ctx.within(fact.when, window_of(self.begun_within))
@@ -345,16 +372,24 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
     @staticmethod
     def _open(fact: Fact, reason: Reason) -> Finding:
         return Finding(
-            Outcome.UNKNOWN, reason, f"{fact.reference}: pregnancy status ({reason.value})",
-            (evidence_of(fact),), assumptions_of(fact), (settles(reason, fact.reference),),
+            Outcome.UNKNOWN,
+            reason,
+            f"{fact.reference}: pregnancy status ({reason.value})",
+            (evidence_of(fact),),
+            assumptions_of(fact),
+            (settles(reason, fact.reference),),
         )
 
     def _by_test(self, ctx: Context, latest: Latest) -> list[Finding]:
         window = window_of(self.recent)
         sets = (*self.tests.results, *self.tests.codes)
         draft = judge_latest(
-            ctx, sets, latest, lambda fact: _tested(fact, self.tests.polarity(fact, ctx)),
-            what="pregnancy test", window=None,
+            ctx,
+            sets,
+            latest,
+            lambda fact: _tested(fact, self.tests.polarity(fact, ctx)),
+            what="pregnancy test",
+            window=None,
         )
         if draft.reason is Reason.NO_DATA:
             return []
@@ -362,8 +397,7 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
         if draft.outcome is Outcome.UNKNOWN:
             return [finding]
         inside = {
-            ctx.within(fact.when, window) if fact.when is not None else None
-            for fact in latest.top
+            ctx.within(fact.when, window) if fact.when is not None else None for fact in latest.top
         }
         if inside == {True}:
             return [finding]
@@ -372,7 +406,8 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
         reason = Reason.STALE_DATA if inside == {False} else Reason.INDETERMINATE_DATE
         return [
             finding._replace(
-                outcome=Outcome.UNKNOWN, reason=reason,
+                outcome=Outcome.UNKNOWN,
+                reason=reason,
                 message=f"the latest pregnancy test is positive ({reason.value})",
                 settled_by=(Settles("a new pregnancy test", "Observation", self.tests.results),),
             )
@@ -394,8 +429,13 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "judgement-required", *RESULT_UNKNOWNS, "unconfirmed", "status-not-recorded",
-            "unmapped-code", "indeterminate-value", "incomparable-unit",
+            "judgement-required",
+            *RESULT_UNKNOWNS,
+            "unconfirmed",
+            "status-not-recorded",
+            "unmapped-code",
+            "indeterminate-value",
+            "incomparable-unit",
         )
 
 
@@ -413,8 +453,12 @@ class Lactation(RuleBase, frozen=True, kw_only=True, tag="lactation"):
         if ctx.facts.person.sex == "male":
             return Draft(Outcome.PASS, Reason.NOT_APPLICABLE, "does not apply to men")
         finder = Finder(
-            resource="Condition", codes=self.conditions, then="fail", when="recent",
-            within=self.recent, long_ago=self.long_ago,
+            resource="Condition",
+            codes=self.conditions,
+            then="fail",
+            when="recent",
+            within=self.recent,
+            long_ago=self.long_ago,
         )
         findings = [*finder.findings(ctx), *self._by_status(ctx)]
         gaps = ctx.gaps(("Condition",), self.conditions)
@@ -435,7 +479,11 @@ class Lactation(RuleBase, frozen=True, kw_only=True, tag="lactation"):
         if latest.gaps:
             return [unavailable(latest.gaps, self.status, "lactation")]
         draft = judge_latest(
-            ctx, (*self.status, *self.conditions), latest, self._stated, what="breastfeeding",
+            ctx,
+            (*self.status, *self.conditions),
+            latest,
+            self._stated,
+            what="breastfeeding",
             window=window_of(self.recent),
         )
         if draft.reason in (Reason.NO_DATA, Reason.STALE_DATA):
@@ -467,6 +515,12 @@ class Lactation(RuleBase, frozen=True, kw_only=True, tag="lactation"):
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "judgement-required", "unconfirmed", "status-not-recorded", "indeterminate-date",
-            "conflicting-data", "unmapped-code", "unreadable-value", "source-unavailable",
+            "judgement-required",
+            "unconfirmed",
+            "status-not-recorded",
+            "indeterminate-date",
+            "conflicting-data",
+            "unmapped-code",
+            "unreadable-value",
+            "source-unavailable",
         )

@@ -81,8 +81,12 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
             return self._by_method(ctx)
         latest = select(ctx, self.codes, reports=self.reports)
         return judge_latest(
-            ctx, self.codes, latest, lambda fact: self.assess(fact, ctx),
-            what=self._what(), window=window,
+            ctx,
+            self.codes,
+            latest,
+            lambda fact: self.assess(fact, ctx),
+            what=self._what(),
+            window=window,
         )
 
     def _what(self) -> str:
@@ -140,9 +144,7 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         evidence = (evidence_of(fact, compared=compared, threshold=threshold),)
         text = f"{fact.reference}: {compared}, asked for {threshold}"
         if answer is None:
-            return Finding(
-                Outcome.UNKNOWN, Reason.INDETERMINATE_VALUE, text, evidence, assumptions
-            )
+            return Finding(Outcome.UNKNOWN, Reason.INDETERMINATE_VALUE, text, evidence, assumptions)
         if answer:
             return Finding(Outcome.PASS, Reason.VALUE_MEETS, text, evidence, assumptions)
         return Finding(Outcome.FAIL, Reason.VALUE_VIOLATES, text, evidence, assumptions)
@@ -175,24 +177,24 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
             code = unit.code if unit is not None else ""
             found.append(
                 self._compared(
-                    fact, interval, self._test(interval, limit.number),
-                    self._times(limit, code), assumptions, code or " ",
+                    fact,
+                    interval,
+                    self._test(interval, limit.number),
+                    self._times(limit, code),
+                    assumptions,
+                    code or " ",
                 )
             )
         if len({finding.outcome for finding in found}) > 1:
             return self._open(fact, Reason.AMBIGUOUS_REFERENCE_RANGE)
         return found[0]
 
-    def _in_unit_of(
-        self, measured: Measured, unit: Unit | None, ctx: Context
-    ) -> Interval | None:
+    def _in_unit_of(self, measured: Measured, unit: Unit | None, ctx: Context) -> Interval | None:
         if measured.unit is None and unit is None:
             return measured.interval
         return None if unit is None else to_unit(measured, unit, self.analyte, ctx.facts.terms)
 
-    def _against_fallback(
-        self, fact: ObservationFact, measured: Measured, ctx: Context
-    ) -> Finding:
+    def _against_fallback(self, fact: ObservationFact, measured: Measured, ctx: Context) -> Finding:
         target = ctx.facts.terms.unit(self.unit) or Unit(self.unit)
         if to_unit(measured, target, self.analyte, ctx.facts.terms) is None:
             return self._open(fact, Reason.INCOMPARABLE_UNIT)
@@ -229,7 +231,10 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
     def _limits(self) -> str:
         parts = []
         for sign, number in (
-            (">=", self.at_least), (">", self.above), ("<=", self.at_most), ("<", self.below),
+            (">=", self.at_least),
+            (">", self.above),
+            ("<=", self.at_most),
+            ("<", self.below),
         ):
             if number is not None:
                 times = f" x {self.times}" if self.times else f" {self.unit}"
@@ -243,12 +248,14 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         window = window_of(self.within) if self.within else None
         sets = (*methods.stated, *methods.unstated)
         latest = select(ctx, sets, reports=self.reports, keep=lambda f: not self._is_other(f))
-        other = select(
-            ctx, (*sets, *methods.other), keep=lambda fact: self._is_other(fact)
-        )
+        other = select(ctx, (*sets, *methods.other), keep=self._is_other)
         draft = judge_latest(
-            ctx, sets, latest, lambda fact: self._named(fact, ctx),
-            what=self._what(), window=window,
+            ctx,
+            sets,
+            latest,
+            lambda fact: self._named(fact, ctx),
+            what=self._what(),
+            window=window,
         )
         if latest.gaps or not other.top:
             return draft
@@ -260,27 +267,33 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         window = window_of(self.within) if self.within else None
         evidence = tuple(evidence_of(fact) for fact in other.top)
         joined = Draft(
-            draft.outcome, draft.reason, draft.message, (*draft.evidence, *evidence),
-            draft.assumptions, draft.settled_by,
+            draft.outcome,
+            draft.reason,
+            draft.message,
+            (*draft.evidence, *evidence),
+            draft.assumptions,
+            draft.settled_by,
         )
         in_window = [
-            fact for fact in other.top
-            if window is None
-            or fact.when is None
-            or ctx.within(fact.when, window) is not False
+            fact
+            for fact in other.top
+            if window is None or fact.when is None or ctx.within(fact.when, window) is not False
         ]
         if not in_window:
             return joined
         alone = draft.reason in (Reason.NO_DATA, Reason.STALE_DATA) or not latest.top
         later = [
-            fact for fact in in_window
-            if alone or any(
+            fact
+            for fact in in_window
+            if alone
+            or any(
                 fact.when is None or mine.when is None or mine.when.definitely_before(fact.when)
                 for mine in latest.top
             )
         ]
         doubtful = [
-            fact for fact in later
+            fact
+            for fact in later
             if alone
             or not isinstance(fact, ObservationFact)
             or self.assess(fact, ctx).outcome is not Outcome.PASS
@@ -288,12 +301,19 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         if not doubtful:
             return joined
         return Draft(
-            Outcome.UNKNOWN, Reason.METHOD_MISMATCH,
+            Outcome.UNKNOWN,
+            Reason.METHOD_MISMATCH,
             f"{self._what()}: a result by another method than {methods.name} stands in the way",
-            joined.evidence, joined.assumptions,
-            draft.settled_by or judge_latest(
-                ctx, methods.stated, Latest((), (), (), (), ()),
-                lambda fact: self.assess(fact, ctx), what=self._what(), window=window,
+            joined.evidence,
+            joined.assumptions,
+            draft.settled_by
+            or judge_latest(
+                ctx,
+                methods.stated,
+                Latest((), (), (), (), ()),
+                lambda fact: self.assess(fact, ctx),
+                what=self._what(),
+                window=window,
             ).settled_by,
         )
 
@@ -353,7 +373,11 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
             yield "an observation needs at_least, at_most, above or below"
         if len(low) > 1 or len(high) > 1:
             yield "a range has one lower and one upper end"
-        if low and high and (low[0] > high[0] or (low[0] == high[0] and (self.above or self.below))):
+        if (
+            low
+            and high
+            and (low[0] > high[0] or (low[0] == high[0] and (self.above or self.below)))
+        ):
             yield f"no number is {self._limits()}"
         if any(number < 0 for number in (*low, *high)):
             yield "results are never negative, so the limit means nothing"
@@ -366,15 +390,19 @@ class CodedResult(RuleBase, frozen=True, kw_only=True, tag="coded-result"):
     within: WindowText | None = None
     positive: Literal["pass", "fail", "judgement"] | None = None
     negative: Literal["pass", "fail", "judgement"] | None = None
-    answers: dict[str, Literal["pass", "fail", "judgement"]] = {}
+    answers: dict[str, Literal["pass", "fail", "judgement"]] = msgspec.field(default_factory=dict)
     reports: tuple[str, ...] = ()
 
     def evaluate(self, ctx: Context) -> Draft:
         window = window_of(self.within) if self.within else None
         latest = select(ctx, self.codes, reports=self.reports, coded=True)
         return judge_latest(
-            ctx, self.codes, latest, lambda fact: self.assess(fact, ctx),
-            what=f"latest result in {', '.join(self.codes)}", window=window,
+            ctx,
+            self.codes,
+            latest,
+            lambda fact: self.assess(fact, ctx),
+            what=f"latest result in {', '.join(self.codes)}",
+            window=window,
         )
 
     def assess(self, fact: ObservationFact, ctx: Context) -> Finding:
@@ -390,7 +418,8 @@ class CodedResult(RuleBase, frozen=True, kw_only=True, tag="coded-result"):
         effect = self.positive if polarity is Polarity.POSITIVE else self.negative
         if effect is None:
             return Finding(
-                Outcome.UNKNOWN, Reason.UNREADABLE_VALUE,
+                Outcome.UNKNOWN,
+                Reason.UNREADABLE_VALUE,
                 f"{fact.reference}: {polarity.value} says nothing here",
             )
         return answered(fact, effect, polarity.value)
@@ -443,8 +472,12 @@ class Ordinal(RuleBase, frozen=True, kw_only=True, tag="ordinal"):
         window = window_of(self.within) if self.within else None
         latest = select(ctx, self.codes, reports=self.reports)
         return judge_latest(
-            ctx, self.codes, latest, lambda fact: self._assess(fact, ctx),
-            what=f"score in {', '.join(self.codes)} {self._limits()}", window=window,
+            ctx,
+            self.codes,
+            latest,
+            lambda fact: self._assess(fact, ctx),
+            what=f"score in {', '.join(self.codes)} {self._limits()}",
+            window=window,
         )
 
     def _assess(self, fact: ObservationFact, ctx: Context) -> Finding:
@@ -473,7 +506,8 @@ class Ordinal(RuleBase, frozen=True, kw_only=True, tag="ordinal"):
         grades = {int(grade) for grade in self.grades}
         if fact.coded is not None:
             coded = {
-                int(grade) for grade, name in self.grades.items()
+                int(grade)
+                for grade, name in self.grades.items()
                 if fact.coded.match((name,)) is Match.INCLUDE
             }
             if len(coded) > 1:
@@ -498,7 +532,8 @@ class Ordinal(RuleBase, frozen=True, kw_only=True, tag="ordinal"):
         if interval.high is not None and interval.high > highest:
             return set()
         return {
-            grade for grade in grades
+            grade
+            for grade in grades
             if interval.at_least(Fraction(grade)) is not False
             and interval.at_most(Fraction(grade)) is not False
         }
@@ -529,8 +564,10 @@ class Ordinal(RuleBase, frozen=True, kw_only=True, tag="ordinal"):
             yield "grades need a whole number each"
         if self.at_most is None and self.at_least is None:
             yield "a score needs at_least or at_most"
-        elif self.at_least is not None and self.at_most is not None and (
-            self.at_least > self.at_most
+        elif (
+            self.at_least is not None
+            and self.at_most is not None
+            and (self.at_least > self.at_most)
         ):
             yield f"no score is {self._limits()}"
 
@@ -552,15 +589,22 @@ class Change(RuleBase, frozen=True, kw_only=True, tag="change"):
         latest = select(ctx, self.codes)
         what = f"change in {', '.join(self.codes)} {self._limits()} over {self.since}"
         return judge_latest(
-            ctx, self.codes, latest, lambda fact: self._assess(fact, ctx),
-            what=what, window=window,
+            ctx,
+            self.codes,
+            latest,
+            lambda fact: self._assess(fact, ctx),
+            what=what,
+            window=window,
         )
 
     def _assess(self, fact: ObservationFact, ctx: Context) -> Finding:
         window = window_of(self.since)
         earlier = [
-            other for _, other in observations(ctx, self.codes)
-            if other.has_value and other.when and fact.when
+            other
+            for _, other in observations(ctx, self.codes)
+            if other.has_value
+            and other.when
+            and fact.when
             and other.when.definitely_before(fact.when)
             and ctx.within(other.when, window)
         ]
@@ -617,8 +661,10 @@ class Change(RuleBase, frozen=True, kw_only=True, tag="change"):
         return " and ".join(
             f"{name} {number_text(Fraction(limit))} %"
             for name, limit in (
-                ("rise <=", self.rise_at_most), ("fall <=", self.fall_at_most),
-                ("rise >=", self.rise_at_least), ("fall >=", self.fall_at_least),
+                ("rise <=", self.rise_at_most),
+                ("fall <=", self.fall_at_most),
+                ("rise >=", self.rise_at_least),
+                ("fall >=", self.fall_at_least),
             )
             if limit is not None
         )

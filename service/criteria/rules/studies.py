@@ -36,7 +36,8 @@ class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
 
     def evaluate(self, ctx: Context) -> Draft:
         findings = [
-            finding for fact in ctx.facts.participations
+            finding
+            for fact in ctx.facts.participations
             if (finding := self._judged(fact, ctx)) is not None
         ]
         for kind in ("Condition", "Procedure"):
@@ -54,7 +55,9 @@ class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
     def _coded(self, kind: str, ctx: Context) -> list[Finding]:
         finder = Finder(
             resource="Condition" if kind == "Condition" else "Procedure",
-            codes=self.codes, then="judgement", within=self.within,
+            codes=self.codes,
+            then="judgement",
+            within=self.within,
         )
         return finder.findings(ctx)
 
@@ -75,12 +78,17 @@ class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
         elif other is None and reason is not Reason.INDETERMINATE_DATE:
             reason = Reason.JUDGEMENT_REQUIRED
         evidence = Evidence(
-            fact.reference, date=fact.period.text if fact.period else None,
-            recorded=fact.status, version=fact.version,
+            fact.reference,
+            date=fact.period.text if fact.period else None,
+            recorded=fact.status,
+            version=fact.version,
         )
         outcome = Outcome.FAIL if reason is Reason.RECORD_PRESENT else Outcome.UNKNOWN
         return Finding(
-            outcome, reason, f"{fact.reference}: {fact.status} ({reason.value})", (evidence,),
+            outcome,
+            reason,
+            f"{fact.reference}: {fact.status} ({reason.value})",
+            (evidence,),
             settled_by=(settles(reason, fact.reference),) if outcome is Outcome.UNKNOWN else (),
         )
 
@@ -136,7 +144,10 @@ class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "judgement-required", "indeterminate-date", "unconfirmed", "conflicting-data",
+            "judgement-required",
+            "indeterminate-date",
+            "unconfirmed",
+            "conflicting-data",
             "source-unavailable",
         )
 
@@ -152,7 +163,8 @@ class ConsentGiven(RuleBase, frozen=True, kw_only=True, tag="consent"):
         named = [consent for consent in consents if self._named(consent, ctx)]
         dated = [consent for consent in named if consent.when is not None]
         top = [
-            consent for consent in (dated or named)
+            consent
+            for consent in (dated or named)
             if not any(
                 consent.when and other.when and consent.when.definitely_before(other.when)
                 for other in dated
@@ -168,11 +180,17 @@ class ConsentGiven(RuleBase, frozen=True, kw_only=True, tag="consent"):
                 return Draft(found, Reason.RECORD_PRESENT, text, evidence)
         if len(outcomes - {None}) > 1:
             return Draft(
-                Outcome.UNKNOWN, Reason.CONFLICTING_DATA, "consents of the same time differ",
-                evidence, settled_by=(Settles(self.question),),
+                Outcome.UNKNOWN,
+                Reason.CONFLICTING_DATA,
+                "consents of the same time differ",
+                evidence,
+                settled_by=(Settles(self.question),),
             )
         return Draft(
-            Outcome.UNKNOWN, Reason.JUDGEMENT_REQUIRED, self.question, evidence,
+            Outcome.UNKNOWN,
+            Reason.JUDGEMENT_REQUIRED,
+            self.question,
+            evidence,
             settled_by=(Settles(self.question),),
         )
 
@@ -213,6 +231,8 @@ class ConsentGiven(RuleBase, frozen=True, kw_only=True, tag="consent"):
 
 def _evidence(consent: ConsentFact) -> Evidence:
     return Evidence(
-        consent.reference, date=consent.when.text if consent.when else None,
-        recorded=consent.status, version=consent.version,
+        consent.reference,
+        date=consent.when.text if consent.when else None,
+        recorded=consent.status,
+        version=consent.version,
     )

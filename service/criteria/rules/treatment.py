@@ -40,7 +40,8 @@ class ConditionOnTreatment(RuleBase, frozen=True, kw_only=True, tag="condition-o
             resource="Condition", codes=self.conditions, then="judgement", when="active"
         )
         matched = [
-            (match, fact) for match, fact in ctx.find("Condition", self.conditions)
+            (match, fact)
+            for match, fact in ctx.find("Condition", self.conditions)
             if match is not Match.EXCLUDE and isinstance(fact, ConditionFact)
         ]
         findings: list[Finding] = []
@@ -52,7 +53,8 @@ class ConditionOnTreatment(RuleBase, frozen=True, kw_only=True, tag="condition-o
             sure = finding.reason is Reason.JUDGEMENT_REQUIRED and course.match is Match.INCLUDE
             if sure and treated:
                 finding = Finding(
-                    Outcome.FAIL, Reason.RECORD_PRESENT,
+                    Outcome.FAIL,
+                    Reason.RECORD_PRESENT,
                     f"{course.deciding[0].reference} is treated with {treated[0].reference}",
                     unique(finding.evidence, (evidence_of(fact) for fact in treated)),
                     finding.assumptions,
@@ -98,6 +100,11 @@ class ConditionOnTreatment(RuleBase, frozen=True, kw_only=True, tag="condition-o
 
     def unknowns(self) -> tuple[str, ...]:
         return (
-            "judgement-required", "unconfirmed", "status-not-recorded", "conflicting-data",
-            "unmapped-code", "indeterminate-date", "source-unavailable",
+            "judgement-required",
+            "unconfirmed",
+            "status-not-recorded",
+            "conflicting-data",
+            "unmapped-code",
+            "indeterminate-date",
+            "source-unavailable",
         )

@@ -1,0 +1,358 @@
+"""The safety property: what is lost on the way never helps a patient in, and never proves a lack.
+
+Over all fixture patients every part of the source fails in turn. Compared with the undisturbed
+result no criterion or part may move to pass, none may fail by absence, absence that rests on what
+was lost is unknown, and what was found still counts (semantics 1.3, 1.5, 1.8).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import UTC
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import pytest
+
+from service.criteria.evaluate import evaluate
+from service.criteria.model import Result, Verdict, VerdictCode
+from service.facts.build import facts_of
+from service.facts.model import MEDICINE_TYPES
+from service.fhir.record import CLINICAL_TYPES, Item, Pool, Reading
+from service.fhir.source import from_pool
+from service.site import Site
+from service.values.dates import parse
+from service.values.logic import Outcome, Reason
+from tests.cases import ASSUMED, PatientCase, by_id, patient_cases, terms_with, trial_with
+
+CASES = patient_cases()
+EACH_PATIENT = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+
+REFUSED = Reading(complete=False, problem="refused (403)")
+NOT_OFFERED = Reading(complete=False, problem="not offered by the server", not_offered=True)
+
+# The sources whose completeness a pass, or a fail by absence, of a criterion rests on
+# (semantics 1.5, and the sources listed at the head of part 2).
+ABSENCE_NEEDS: dict[str, tuple[str, ...]] = {
+    "I2.diagnosis": ("Condition",),
+    "I2.d": ("Procedure", "Condition"),
+    "I2.extramedullary": ("Condition",),
+    "I10": ("Condition",),
+    "E1.cns": ("Condition", "Observation"),
+    "E1.epilepsy": ("Condition",),
+    "E1.cerebrovascular": ("Condition",),
+    "E2.pregnancy": ("Condition", "Observation"),
+    "E2.lactation": ("Condition", "Observation"),
+    "E3": ("Condition",),
+    "E4.immunodeficiency": ("Condition",),
+    "E4.autoimmune": ("Condition",),
+    "E5.cell_therapy": ("Procedure", "Condition", *MEDICINE_TYPES),
+    "E5.dli": ("Procedure", "Condition", *MEDICINE_TYPES),
+    "E7": ("ResearchSubject", "Condition", "Procedure"),
+    "E8.heart_failure": ("Condition",),
+    "E8.unstable_angina": ("Condition",),
+    "E8.arrhythmia": ("Condition",),
+    "E8.infection": ("Condition",),
+    "E9": ("Condition",),
+    "E10": ("Condition",),
+    "E11": ("Procedure", "Condition"),
+    "E12": ("AllergyIntolerance",),
+}
+# A pass by value that rests on the absence of other records too.
+VALUE_NEEDS: dict[str, tuple[str, ...]] = {
+    "I3": ("Procedure", "Condition", *MEDICINE_TYPES),
+    "E2.pregnancy": ("Condition",),
+    "E8.hiv": ("Condition",),
+    "E8.hbv": ("Condition",),
+    "E8.hcv": ("Condition",),
+}
+# A fail that the record proves only together with the absence of other records: a B-lineage code
+# beside the T-lineage one, an earlier remission, a hysterectomy, a later consent. A fail by a
+# result needs the latest, which is why Observations are not listed (1.3).
+PROOF_NEEDS: dict[str, tuple[str, ...]] = {
+    "I2.diagnosis": ("Condition",),
+    "I2.b": ("Condition", "Procedure"),
+    "I8.pregnancy_test": ("Condition", "Procedure"),
+    "I12": ("Consent",),
+    "E13": ("Consent",),
+}
+
+
+@dataclass(frozen=True)
+class Disturbance:
+    """A record after something was lost: what it is called, and what the loss touches.
+
+    ``types`` are the resource types that are no longer known completely (of an unreadable
+    resource whose code is known, only records of that code). ``reference`` is the resource
+    that was lost.
+    """
+
+    name: str
+    items: Sequence[Item]
+    readings: dict[str, Reading]
+    types: tuple[str, ...]
+    reference: str | None = None
+
+
+def complete() -> dict[str, Reading]:
+    """Everything read, as of a Bundle handed in."""
+    return dict.fromkeys(CLINICAL_TYPES, ASSUMED)
+
+
+def without(kinds: Sequence[str], how: Reading = REFUSED) -> dict[str, Reading]:
+    """Everything read but some types."""
+    return complete() | dict.fromkeys(kinds, how)
+
+
+@lru_cache(maxsize=None)
+def undisturbed(name: str) -> tuple[str, dict[str, Result], Verdict]:
+    """The key of the patient, the results by id, and the verdict, before anything is lost."""
+    case = next(case for case in CASES if case.name == name)
+    verdict = case.evaluate()
+    return next(iter(Pool(case.items()).patients)), by_id(verdict), verdict
+
+
+def evaluated(case: PatientCase, disturbance: Disturbance) -> Verdict:
+    """The verdict on the disturbed record."""
+    key, _, _ = undisturbed(case.name)
+    record = from_pool(Pool(disturbance.items), key, disturbance.readings)
+    return evaluate(trial_with(), facts_of(record, terms_with(), Site()), case.as_of)
+
+
+def violations(case: PatientCase, disturbance: Disturbance) -> Iterator[str]:
+    """Say what the disturbance must not have brought about."""
+    _, before, verdict = undisturbed(case.name)
+    disturbed = evaluated(case, disturbance)
+    after = by_id(disturbed)
+    for name, was in before.items():
+        found = after[name]
+        change = (
+            f"{disturbance.name}: {name} was {was.outcome} {was.reason}, "
+            f"is {found.outcome} {found.reason}"
+        )
+        if found.outcome is Outcome.PASS and was.outcome is not Outcome.PASS:
+            yield f"moved to pass: {change}"
+        absent = (Outcome.FAIL, Reason.RECORD_ABSENT)
+        if (found.outcome, found.reason) == absent != (was.outcome, was.reason):
+            yield f"fails by absence: {change}"
+        if was.outcome is Outcome.FAIL and found.outcome is not Outcome.FAIL:
+            if not was.parts and not may_be_lost(was, disturbance):
+                yield f"no longer counts what was found: {change}"
+    if verdict.code is VerdictCode.INELIGIBLE and disturbed.code is VerdictCode.ELIGIBLE:
+        yield f"{disturbance.name}: became eligible"
+
+
+def may_be_lost(was: Result, disturbance: Disturbance) -> bool:
+    """Tell whether a fail may become unknown: its proof was touched, or rests on absence."""
+    if was.reason is Reason.RECORD_ABSENT:
+        return True
+    shown = {entry.reference for entry in was.evidence}
+    if disturbance.reference in shown:
+        return True
+    needed = PROOF_NEEDS.get(was.id, ())
+    if any(reference.startswith("Observation/") for reference in shown):
+        needed += ("Observation",)
+    return any(kind in needed for kind in disturbance.types)
+
+
+# --- what is lost
+
+
+def owned(case: PatientCase) -> list[tuple[int, dict[str, Any]]]:
+    """List the resources of the record but the Patient's own, by their place."""
+    listed = ((place, msgspec.json.decode(item.raw)) for place, item in enumerate(case.items()))
+    return [(place, content) for place, content in listed if content["resourceType"] != "Patient"]
+
+
+def reference_of(content: dict[str, Any]) -> str:
+    """Give ``Type/id``."""
+    return f"{content['resourceType']}/{content.get('id')}"
+
+
+def replaced(case: PatientCase, place: int, raw: bytes | None) -> list[Item]:
+    """Give the record with one resource's text replaced, or the resource left out."""
+    items = case.items()
+    changed = [] if raw is None else [items[place]._replace(raw=raw)]
+    return [*items[:place], *changed, *items[place + 1 :]]
+
+
+def types_incomplete(case: PatientCase) -> Iterator[Disturbance]:
+    """Each type refused, each type not offered, and all of them at once."""
+    for kind in CLINICAL_TYPES:
+        for how in (REFUSED, NOT_OFFERED):
+            name = f"{kind} {how.problem}"
+            yield Disturbance(name, case.items(), without([kind], how), (kind,))
+    kinds = CLINICAL_TYPES
+    yield Disturbance("nothing complete", case.items(), without(kinds), kinds)
+    patient = [item for item in case.items() if b'"Patient"' in item.raw][:1]
+    yield Disturbance("only the Patient", patient, without(kinds), kinds, "*")
+
+
+def resources_lost(case: PatientCase) -> Iterator[Disturbance]:
+    """Each resource on a page that was lost: it is missing and its type is incomplete."""
+    for place, content in owned(case):
+        kind, reference = content["resourceType"], reference_of(content)
+        readings = without([kind]) if kind in CLINICAL_TYPES else complete()
+        yield Disturbance(
+            f"without {reference}", replaced(case, place, None), readings, (kind,), reference
+        )
+
+
+def resources_truncated(case: PatientCase) -> Iterator[Disturbance]:
+    """Each resource cut in the middle: not even its type is known."""
+    for place, content in owned(case):
+        raw = case.items()[place].raw
+        reference = reference_of(content)
+        yield Disturbance(
+            f"{reference} cut", replaced(case, place, bytes(raw)[: len(raw) // 2]), complete(),
+            CLINICAL_TYPES, reference,
+        )
+
+
+def resources_unreadable(case: PatientCase) -> Iterator[Disturbance]:
+    """Each resource malformed in a field: its type is known, and its code or not."""
+    for place, content in owned(case):
+        kind, reference = content["resourceType"], reference_of(content)
+        broken = content | {"meta": "none"}
+        coded = {key: value for key, value in broken.items() if key not in CODE_FIELDS}
+        for name, changed in (("malformed", broken), ("malformed and without code", coded)):
+            yield Disturbance(
+                f"{reference} {name}", replaced(case, place, msgspec.json.encode(changed)),
+                complete(), (kind,), reference,
+            )
+
+
+CODE_FIELDS = ("code", "medicationCodeableConcept", "vaccineCode", "event")
+MASKED = {"coding": [{
+    "system": "http://terminology.hl7.org/CodeSystem/data-absent-reason", "code": "masked",
+}]}
+
+
+def resources_masked(case: PatientCase) -> Iterator[Disturbance]:
+    """Each coded resource readable, but its code masked."""
+    for place, content in owned(case):
+        field = next((field for field in CODE_FIELDS if field in content), None)
+        if field is None:
+            continue
+        kind, reference = content["resourceType"], reference_of(content)
+        raw = msgspec.json.encode(content | {field: MASKED, "category": []})
+        if kind == "Procedure":
+            changed = {key: value for key, value in content.items() if key != "category"}
+            raw = msgspec.json.encode(changed | {field: MASKED})
+        yield Disturbance(
+            f"{reference} masked", replaced(case, place, raw), complete(), (kind,), reference
+        )
+
+
+def older_results_lost(case: PatientCase) -> Iterator[Disturbance]:
+    """Replies sorted newest first, cut off before each day: what is older wasn't read."""
+    results = [
+        (place, content) for place, content in owned(case)
+        if content["resourceType"] == "Observation" and "effectiveDateTime" in content
+    ]
+    times = {place: parse(content["effectiveDateTime"], UTC).start for place, content in results}
+    undated = {
+        place for place, content in owned(case)
+        if content["resourceType"] == "Observation" and place not in times
+    }
+    for instant in sorted(set(times.values())):
+        gone = {place for place, start in times.items() if start < instant} | undated
+        kept = [item for place, item in enumerate(case.items()) if place not in gone]
+        reached = Reading(complete=False, problem="cut short", reached=instant)
+        yield Disturbance(
+            f"results before {instant} lost", kept, without(["Observation"], reached),
+            ("Observation",), "*",
+        )
+
+
+@EACH_PATIENT
+def test_a_type_that_was_not_read_helps_nobody_and_proves_nothing(case: PatientCase) -> None:
+    """A search refused, or a type that the server does not have."""
+    assert [found for each in types_incomplete(case) for found in violations(case, each)] == []
+
+
+@EACH_PATIENT
+def test_a_resource_on_a_lost_page_helps_nobody_and_proves_nothing(case: PatientCase) -> None:
+    """Each resource missing in a type that was not read to the end."""
+    assert [found for each in resources_lost(case) for found in violations(case, each)] == []
+
+
+@EACH_PATIENT
+def test_a_truncated_resource_helps_nobody_and_proves_nothing(case: PatientCase) -> None:
+    """Each resource cut in the middle, in a record that is complete otherwise."""
+    assert [found for each in resources_truncated(case) for found in violations(case, each)] == []
+
+
+@EACH_PATIENT
+def test_an_unreadable_resource_helps_nobody_and_proves_nothing(case: PatientCase) -> None:
+    """Each resource malformed, in a record that is complete otherwise."""
+    assert [found for each in resources_unreadable(case) for found in violations(case, each)] == []
+
+
+@EACH_PATIENT
+def test_a_masked_resource_helps_nobody_and_proves_nothing(case: PatientCase) -> None:
+    """Each resource without its code, in a record that is complete otherwise."""
+    assert [found for each in resources_masked(case) for found in violations(case, each)] == []
+
+
+@EACH_PATIENT
+def test_older_results_that_were_not_reached_help_nobody(case: PatientCase) -> None:
+    """Results sorted newest first and cut off: the latest is known, what is older is not."""
+    assert [found for each in older_results_lost(case) for found in violations(case, each)] == []
+
+
+@EACH_PATIENT
+def test_absence_is_not_concluded_from_a_source_that_was_not_read(case: PatientCase) -> None:
+    """What rests on the absence of records of a type is unknown if the type was not read."""
+    _, before, _ = undisturbed(case.name)
+    found: list[str] = []
+    for kind in CLINICAL_TYPES:
+        disturbance = Disturbance(f"{kind} refused", case.items(), without([kind]), (kind,))
+        after = by_id(evaluated(case, disturbance))
+        for name, was in before.items():
+            absent = was.reason is Reason.RECORD_ABSENT and kind in ABSENCE_NEEDS.get(name, ())
+            passed = was.reason is Reason.VALUE_MEETS and kind in VALUE_NEEDS.get(name, ())
+            if (absent or passed) and after[name].outcome is not Outcome.UNKNOWN:
+                found.append(f"{kind} refused: {name} is still {was.outcome} {was.reason}")
+    assert found == []
+
+
+@EACH_PATIENT
+def test_a_latest_result_is_not_known_if_results_were_not_read(case: PatientCase) -> None:
+    """Without the Observations no criterion is met or failed by a value."""
+    disturbance = Disturbance("refused", case.items(), without(["Observation"]), ("Observation",))
+    by_value = [
+        f"{name} {result.outcome} {result.reason}"
+        for name, result in by_id(evaluated(case, disturbance)).items()
+        if not result.parts and result.reason in (Reason.VALUE_MEETS, Reason.VALUE_VIOLATES)
+        and any(entry.reference.startswith("Observation/") for entry in result.evidence)
+    ]
+    assert by_value == []
+
+
+@EACH_PATIENT
+def test_medicine_types_that_a_server_does_not_have_leave_absence_to_the_orders(
+    case: PatientCase,
+) -> None:
+    """Administrations, statements and dispenses are needed only where offered (1.5)."""
+    kinds = [kind for kind in MEDICINE_TYPES if kind != "MedicationRequest"]
+    kept = [
+        item for item in case.items()
+        if msgspec.json.decode(item.raw)["resourceType"] not in kinds
+    ]
+    offered = Disturbance("none on record", kept, complete(), ())
+    lacking = Disturbance("not offered", kept, without(kinds, NOT_OFFERED), ())
+    first, second = (by_id(evaluated(case, each)) for each in (offered, lacking))
+    outcomes = [{name: (r.outcome, r.reason) for name, r in each.items()} for each in (first, second)]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_the_property_is_tested_over_many_patients_and_resources() -> None:
+    """The fixtures are many and hold every kind of record a rule rests on."""
+    kinds = {content["resourceType"] for case in CASES for _, content in owned(case)}
+    assert len(CASES) >= 30
+    assert sum(len(owned(case)) for case in CASES) >= 1_000
+    assert {"Observation", "Condition", "Procedure", "AllergyIntolerance"} <= kinds
+    assert set(ABSENCE_NEEDS) | set(VALUE_NEEDS) | set(PROOF_NEEDS) <= set(trial_with().by_id)
