@@ -282,33 +282,26 @@ class Pool:
     def survivors(self, key: str) -> tuple[str, ...]:
         """Give the survivor of a patient and all ids merged into it, survivor first."""
         seen = [key]
-        current = key
-        while True:
-            located = self.patients.get(current)
-            following = None
-            if located is not None and isinstance(located.resource, Patient):
-                for link in located.resource.link:
-                    if link.type == "replaced-by" and link.other:
-                        following = self.owner(link.other)
-            if following is None or following in seen:
-                break
-            seen.append(following)
-            current = following
-        merged = [current, *(other for other in seen if other != current)]
-        for other, located in self.patients.items():
-            if other in merged or not isinstance(located.resource, Patient):
-                continue
-            for link in located.resource.link:
-                if link.type == "replaced-by" and link.other and self.owner(link.other) in merged:
-                    merged.append(other)
-        survivor = self.patients.get(current)
-        if survivor is not None and isinstance(survivor.resource, Patient):
-            for link in survivor.resource.link:
-                if link.type == "replaces" and link.other:
-                    older = self.owner(link.other)
-                    if older is not None and older not in merged:
-                        merged.append(older)
+        while (following := self._linked(seen[-1], "replaced-by")) and following[-1] not in seen:
+            seen.append(following[-1])
+        survivor = seen[-1]
+        merged = dict.fromkeys((survivor, *seen, *self._linked(survivor, "replaces")))
+        # Whoever was merged into one of them, at any remove, belongs to them.
+        while found := [
+            other
+            for other in self.patients
+            if other not in merged and merged.keys() & set(self._linked(other, "replaced-by"))
+        ]:
+            merged.update(dict.fromkeys(found))
         return tuple(merged)
+
+    def _linked(self, key: str, kind: str) -> tuple[str, ...]:
+        """Give the patients that a patient's links of a type name."""
+        located = self.patients.get(key)
+        if located is None or not isinstance(located.resource, Patient):
+            return ()
+        named = [self.owner(link.other) for link in located.resource.link if link.type == kind]
+        return tuple(owner for owner in named if owner is not None)
 
     def record(
         self,
