@@ -11,6 +11,7 @@ import json
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS = 60
+PORT = "8080"  # the image's own
 
 
 def instructions(text: str) -> list[tuple[str, str]]:
@@ -71,6 +73,9 @@ def run(stage: list[tuple[str, str]], folder: Path) -> None:
     check = json.loads(said["HEALTHCHECK"].split(" CMD ", 1)[1])
     # Without a key for callers the service only binds to the loopback address.
     command[command.index("--host") + 1] = "127.0.0.1"
+    port = free_port()
+    command = [part.replace(PORT, port) for part in command]
+    check = [part.replace(PORT, port) for part in check]
     environment = {
         "PATH": f"{folder}/opt/eligibility/bin:{os.environ['PATH']}",
         "HOME": str(folder),
@@ -96,6 +101,23 @@ def run(stage: list[tuple[str, str]], folder: Path) -> None:
         service.terminate()
         service.wait(timeout=30)
     print("the health check holds")
+    print("+ eligibility demo --once", flush=True)
+    demo = subprocess.run(
+        ["env", "eligibility", "demo", "--once"],
+        cwd=environment["TMPDIR"],
+        env=environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    print(demo.stdout.splitlines()[0])
+
+
+def free_port() -> str:
+    """Ask the system for a port that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return str(probe.getsockname()[1])
 
 
 def main() -> None:

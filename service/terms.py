@@ -97,6 +97,7 @@ class Concept:
 
     ``roles``: per set the roles of its codings there. ``keywords``: sets whose class its
     text or display names although no coding is in them. ``masked``: neither code nor text.
+    ``known_sets``: all sets that either concerns.
     """
 
     label: str
@@ -105,6 +106,7 @@ class Concept:
     keywords: frozenset[str]
     masked: bool
     texts: tuple[str, ...]
+    known_sets: tuple[str, ...] = ()
     _matches: dict[tuple[str, ...], Match | None] = field(default_factory=dict, repr=False)
 
     def match(self, sets: tuple[str, ...]) -> Match | None:
@@ -287,6 +289,7 @@ class Terms:
             keywords,
             not codings and not texts,
             tuple(texts),
+            (*roles, *keywords),
         )
 
     def _coding_roles(self, system: str, code: str) -> Iterator[tuple[str, Role]]:

@@ -136,12 +136,15 @@ class Context:
     def find(self, kind: str, sets: Sequence[str]) -> list[tuple[Match, Fact]]:
         """List facts of a type (or of all medicines) in the sets that began by the day."""
         kinds = MEDICINE_TYPES if kind == MEDICATION else (kind,)
-        return [
-            (match, fact)
-            for each in kinds
-            for match, fact in self.facts.find(each, tuple(sets))
-            if self.begun(begin_of(fact))
-        ]
+        found: list[tuple[Match, Fact]] = []
+        for each in kinds:
+            for pair in self.facts.find(each, tuple(sets)):
+                begin = begin_of(pair[1])
+                if begin is None or begin.first <= self.as_of:
+                    found.append(pair)
+                else:
+                    self.turns(begin.first)
+        return found
 
     def gaps(
         self, kinds: Iterable[str], sets: Sequence[str], window: Window | None = None

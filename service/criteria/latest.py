@@ -70,20 +70,19 @@ def select(
     valued += also
     narratives = tuple(fact for _, fact in observations(ctx, reports)) if reports else ()
     dated = [fact for fact in valued if fact.when is not None]
-    candidates = dated or valued
-    top = [
-        fact
-        for fact in candidates
-        if not any(
-            fact.when is not None
-            and other.when is not None
-            and fact.when.definitely_before(other.when)
-            for other in candidates
-        )
-    ]
+    top = _not_earlier(dated) if dated else valued
     top = _without_replaced(top)
     older = tuple(fact for fact in valued if fact not in top)
     return Latest(tuple(top), older, shown, narratives, _gaps(ctx, sets, top))
+
+
+def _not_earlier(dated: list[Fact]) -> list[Fact]:
+    """Keep the results that are not definitely earlier than another.
+
+    Whether one is depends on the other's start only, so the latest start tells for all.
+    """
+    latest = max((fact.when for fact in dated if fact.when), key=lambda when: when.start)
+    return [fact for fact in dated if fact.when and not fact.when.definitely_before(latest)]
 
 
 def _without_replaced(top: list[Fact]) -> list[Fact]:

@@ -44,9 +44,14 @@ class _Builder:
         if isinstance(fact, Masked):
             self.mask(fact)
             return
+        index = self.index
         for concept in concepts_of(fact):
-            for name in (*concept.roles, *concept.keywords):
-                self.index.setdefault((kind, name), []).append(fact)
+            for name in concept.known_sets:
+                facts = index.get((kind, name))
+                if facts is None:
+                    index[kind, name] = [fact]
+                else:
+                    facts.append(fact)
         if isinstance(fact, ConditionFact):
             self.conditions.append(fact)
 

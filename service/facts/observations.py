@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import tzinfo
+from operator import attrgetter
 
 from service.facts.dates import BadDate, period_end, read
 from service.facts.model import Masked, ObservationFact
@@ -19,6 +20,16 @@ from service.values.dates import When
 
 # Statuses with which an observation says nothing yet, or nothing any more.
 _COUNTED = frozenset(("final", "amended", "corrected"))
+# Forms of value that no rule can use; a result of such a form is there, but unreadable.
+_OTHER_VALUES = attrgetter(
+    "value_boolean",
+    "value_ratio",
+    "value_sampled_data",
+    "value_time",
+    "value_date_time",
+    "value_period",
+)
+_OTHER_FORMS = 6
 _PERSONS = ("Patient", "RelatedPerson", "Group", "Practitioner", "PractitionerRole", "Person")
 
 
@@ -119,14 +130,14 @@ def observation_facts(
     if resource.status not in _COUNTED:
         return
     concept = terms.concept(resource.code)
-    components = [
-        (component, found)
-        for component in resource.component
-        if (found := terms.concept(component.code)).roles
-    ]
+    components: list[tuple[ObservationComponent, Concept]] = []
+    for component in resource.component:
+        found = terms.concept(component.code)
+        if found.roles:
+            components.append((component, found))
     if not concept.roles and not concept.masked and not components:
         return
-    if _someone_else(resource, own_references):
+    if resource.focus and _someone_else(resource, own_references):
         return
     when = time_of(resource, zone) or panel
     issued = when is None
@@ -171,17 +182,6 @@ def _fact(
     if coded is not None and coded.masked:
         coded = None
     text = part.value_string if part.value_string and part.value_string.strip() else None
-    other = any(
-        value is not None
-        for value in (
-            part.value_boolean,
-            part.value_ratio,
-            part.value_sampled_data,
-            part.value_time,
-            part.value_date_time,
-            part.value_period,
-        )
-    )
     return ObservationFact(
         reference=located.reference,
         version=located.version,
@@ -194,11 +194,19 @@ def _fact(
         text=text,
         integer=part.value_integer,
         range=part.value_range,
-        other_value=other,
-        interpretation=tuple(terms.concept(entry) for entry in part.interpretation),
+        other_value=_OTHER_VALUES(part).count(None) < _OTHER_FORMS,
+        interpretation=(
+            tuple(terms.concept(entry) for entry in part.interpretation)
+            if part.interpretation
+            else ()
+        ),
         ranges=part.reference_range,
         method=terms.concept(resource.method) if resource.method else None,
         modified=bool(part.modifier_extension or resource.modifier_extension),
         conflicting=located.conflicting,
-        focus=tuple(focus.reference for focus in resource.focus if focus.reference),
+        focus=(
+            tuple(focus.reference for focus in resource.focus if focus.reference)
+            if resource.focus
+            else ()
+        ),
     )

@@ -24,6 +24,8 @@ NO_REPLY = "no search reply for this type"
 _MAX_NESTING = 8
 _NOT_BRACKETS = bytes(value for value in range(256) if chr(value) not in '{}[]"')
 _AS_BRACES = bytes.maketrans(b"[]", b"{}")
+# Bundles whose entries may say more than which resources they hold.
+_ANSWERS = ("searchset", "batch-response", "transaction-response", "history")
 _HISTORY = re.compile(r"/_history/[^/]*$")
 _TYPE_IN_PATH = re.compile(r"/([A-Z][A-Za-z]{2,63})(?:/_search)?/?$")
 _SEVERE = frozenset(("warning", "error", "fatal"))
@@ -312,6 +314,32 @@ class _Work:
         # written with escapes can't be seen so, therefore any escape counts.
         text = bytes(raw)
         mixed = text.count(b'"Bundle"') > 1 or b'"OperationOutcome"' in text or b"\\u" in text
+        if mixed or bundle.type in _ANSWERS:
+            problem, matches, nested = self._entries(bundle, level, mixed=mixed)
+        else:
+            problem, matches, nested = None, self._resources(bundle), 0
+        mine = self.patients[before:]
+        only = mine[0].key if len(mine) == 1 else None
+        if bundle.type == "searchset":
+            self.replies.append(_search_reply(bundle, only, problem, matches))
+        elif problem is not None or matches > nested or not bundle.entry:
+            # One that holds nothing but other Bundles (a batch's response) claims nothing
+            # by itself.
+            self.replies.append(Reply(patient=only, problem=problem))
+
+    def _resources(self, bundle: _Bundle) -> int:
+        """Take a Bundle of nothing but resources apart: the usual case, kept quick."""
+        before = len(self.items)
+        for entry in bundle.entry:
+            raw = bytes(entry.resource)
+            if b'"Patient"' in raw:
+                self.piece(raw, entry.full_url)
+            elif raw:
+                self.items.append(Item(raw, entry.full_url))
+        return len(self.items) - before
+
+    def _entries(self, bundle: _Bundle, level: int, *, mixed: bool) -> tuple[str | None, int, int]:
+        """Take any Bundle apart; gives a problem, and the numbers of matches and of Bundles."""
         problem: str | None = None
         matches = nested = 0
         for entry in bundle.entry:
@@ -326,14 +354,7 @@ class _Work:
                 problem = problem or severe_issue(raw, self.harmless)
             elif entry.search is None or entry.search.mode in (None, "match"):
                 matches += 1
-        mine = self.patients[before:]
-        only = mine[0].key if len(mine) == 1 else None
-        if bundle.type == "searchset":
-            self.replies.append(_search_reply(bundle, only, problem, matches))
-        elif problem is not None or matches > nested or not bundle.entry:
-            # One that holds nothing but other Bundles (a batch's response) claims nothing
-            # by itself.
-            self.replies.append(Reply(patient=only, problem=problem))
+        return problem, matches, nested
 
     def _entry(self, raw: bytes, full_url: str | None, level: int, *, mixed: bool) -> str:
         if mixed:

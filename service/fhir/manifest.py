@@ -173,7 +173,9 @@ def _missing(
     named = {_plain(output.name) for output in outputs} & files.keys()
     lost = [output for output in outputs if _plain(output.name) not in named]
     renamed = [
-        name for name, counts in files.items() if name not in named and (kind in counts if kind else counts)
+        name
+        for name, counts in files.items()
+        if name not in named and (kind in counts if kind else counts)
     ]
     if len(lost) > len(renamed):
         return "a file that the manifest names is missing"

@@ -17,7 +17,6 @@ from service.fhir.resources import (
     AllergyIntolerance,
     CodeableConcept,
     Consent,
-    Identifier,
     Immunization,
     Medication,
     Other,
@@ -32,7 +31,8 @@ from service.fhir.resources import (
 from service.values.dates import parse
 
 _HISTORY = re.compile(r"/_history/[^/]*$")
-_WITHOUT_SUBJECT = (Medication, ResearchStudy)
+_WITH_PATIENT = frozenset((AllergyIntolerance, Immunization, Consent))
+_WITHOUT_SUBJECT = frozenset((Patient, Medication, ResearchStudy))
 
 # What a record consists of; other types are not asked for.
 CLINICAL_TYPES: tuple[str, ...] = (
@@ -160,16 +160,20 @@ class Pool:
         self.rejected: list[tuple[Rejected, Reference | None]] = []
         self.messages: list[Message] = []
         self.bases: set[str] = {base_url.rstrip("/")} if base_url else set()
-        self._by_key: dict[str, list[tuple[Located, str | None]]] = {}
         self.by_reference: dict[str, Located] = {}
         self.patients: dict[str, Located] = {}
-        for item in items:
-            self._add(item)
+        self._copies: dict[str, list[Located]] = {}
+        self._owners: dict[str, str | None] = {}
         self._owned: dict[str, list[Located]] = {}
-        self._settled: list[Located] = []
-        self._settle()
+        urls: dict[str, str] = {}
+        for number, item in enumerate(items):
+            self._add(item, number, urls)
+        settled = self._settle(urls)
+        self._identifiers = self._index_identifiers()
+        self._index_owners(settled)
 
-    def _add(self, item: Item) -> None:
+    def _add(self, item: Item, number: int, urls: dict[str, str]) -> None:
+        """Decode one resource; ``urls`` collects fullUrls and what they stand for."""
         try:
             resource = decode(item.raw)
         except Unreadable as error:
@@ -178,19 +182,19 @@ class Pool:
         if isinstance(resource, Other):
             return
         kind = type(resource).__name__
-        if resource.id:
-            reference = f"{kind}/{resource.id}"
-        elif item.full_url:
-            reference = item.full_url
-        else:
-            # Without id or fullUrl nothing can refer to it, and no two are copies.
-            reference = f"{kind}/#{len(self._by_key) + 1}"
-        if item.full_url:
-            found = item.full_url.rsplit(f"/{reference}", 1)
-            if len(found) == 2 and not found[1]:
-                self.bases.add(found[0])
+        full_url = item.full_url
+        # Without id or fullUrl nothing can refer to it, and no two are copies.
+        reference = f"{kind}/{resource.id}" if resource.id else full_url or f"{kind}/#{number}"
+        if full_url:
+            urls[full_url] = reference
+            if full_url.endswith(f"/{reference}"):
+                self.bases.add(full_url[: -len(reference) - 1])
         located = Located(resource, reference)
-        self._by_key.setdefault(reference, []).append((located, item.full_url))
+        copies = self._copies.get(reference)
+        if copies is None:
+            self._copies[reference] = [located]
+        else:
+            copies.append(located)
 
     def _reject(self, error: Unreadable, item: Item) -> None:
         reference = f"{error.type}/{error.id}" if error.type and error.id else item.full_url
@@ -200,30 +204,33 @@ class Pool:
             Message("warning", "structure", error.problem, error.type, reference, item.place)
         )
 
-    def _settle(self) -> None:
-        for copies in self._by_key.values():
-            kept = settle_copies([located for located, _ in copies])
-            for located in kept:
-                self._settled.append(located)
-            for url in {url for _, url in copies if url}:
-                self.by_reference[url] = kept[0]
-            self.by_reference[kept[0].reference] = kept[0]
-            if isinstance(kept[0].resource, Patient):
-                self.patients[kept[0].reference] = kept[0]
-        self._index_owners()
+    def _settle(self, urls: Mapping[str, str]) -> list[Located]:
+        settled: list[Located] = []
+        for reference, copies in self._copies.items():
+            kept = copies if len(copies) == 1 else settle_copies(copies)
+            located = kept[0]
+            settled += kept
+            self.by_reference[reference] = located
+            if type(located.resource) is Patient:
+                self.patients[reference] = located
+        for url, reference in urls.items():
+            self.by_reference[url] = self.by_reference[reference]
+        return settled
 
-    def _index_owners(self) -> None:
-        identifiers: dict[tuple[str | None, str], str] = {}
+    def _index_identifiers(self) -> dict[tuple[str | None, str], str | None]:
+        """Index patients' identifiers; one that two patients bear names nobody."""
+        found: dict[tuple[str | None, str], str | None] = {}
         for reference, located in self.patients.items():
             assert isinstance(located.resource, Patient)
             for identifier in located.resource.identifier:
                 if identifier.value:
-                    identifiers.setdefault((identifier.system, identifier.value), reference)
-        self._identifiers = identifiers
-        for located in self._settled:
+                    key = (identifier.system, identifier.value)
+                    found[key] = reference if found.get(key, reference) == reference else None
+        return found
+
+    def _index_owners(self, settled: list[Located]) -> None:
+        for located in settled:
             resource = located.resource
-            if isinstance(resource, Patient):
-                continue
             if type(resource) in _WITHOUT_SUBJECT:
                 continue
             owner = self.owner(subject_of(resource))
@@ -248,22 +255,27 @@ class Pool:
         """
         if subject is None:
             return None
+        named: str | None = None
         if subject.reference:
-            target = self.local(subject.reference)
-            found = self.by_reference.get(target)
-            if found is not None and isinstance(found.resource, Patient):
-                return found.reference
-            return target if target.startswith("Patient/") else None
-        return self._by_identifier(subject.identifier)
+            if subject.reference not in self._owners:
+                self._owners[subject.reference] = self._named(subject.reference)
+            named = self._owners[subject.reference]
+        identifier = subject.identifier
+        if named in self.patients or identifier is None or not identifier.value:
+            return named
+        return self._identifiers.get((identifier.system, identifier.value)) or named
 
-    def _by_identifier(self, identifier: Identifier | None) -> str | None:
-        if identifier is None or not identifier.value:
-            return None
-        return self._identifiers.get((identifier.system, identifier.value))
+    def _named(self, reference: str) -> str | None:
+        target = self.local(reference)
+        found = self.by_reference.get(target)
+        if found is not None and isinstance(found.resource, Patient):
+            return found.reference
+        return target if target.startswith("Patient/") else None
 
     def local(self, reference: str) -> str:
         """Bring a reference to ``Type/id`` if it is of this server, without version."""
-        reference = _HISTORY.sub("", reference)
+        if "/_history/" in reference:
+            reference = _HISTORY.sub("", reference)
         if reference in self.by_reference:
             return reference
         for base in self.bases:
@@ -336,11 +348,14 @@ class Pool:
 
 def subject_of(resource: Resource) -> Reference | None:
     """Give the reference to the patient a resource belongs to, whatever its name there."""
-    if isinstance(resource, ResearchSubject):
-        return resource.individual
-    if isinstance(resource, AllergyIntolerance | Immunization | Consent):
-        return resource.patient
-    return getattr(resource, "subject", None)
+    kind = type(resource)
+    if kind is ResearchSubject:
+        found = getattr(resource, "individual", None)
+    elif kind in _WITH_PATIENT:
+        found = getattr(resource, "patient", None)
+    else:
+        found = getattr(resource, "subject", None)
+    return found if isinstance(found, Reference) else None
 
 
 def settle_copies(copies: list[Located]) -> list[Located]:

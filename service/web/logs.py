@@ -24,8 +24,9 @@ class JsonFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Write the record; fields come from ``extra={"fields": {...}}``."""
-        about_request = str(record.msg).startswith(_WITH_REQUEST)
-        text = str(record.msg).partition("%")[0].strip() if about_request else record.getMessage()
+        message = record.getMessage()
+        begun = (start for start in _WITH_REQUEST if message.startswith(start))
+        text = next(begun, message)
         written: dict[str, Any] = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),

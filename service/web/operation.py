@@ -27,7 +27,7 @@ def evaluate(trial_id: str) -> Response:
     current = state()
     trial = current.screening.trial(trial_id)
     check_body_type()
-    question = read_parameters(request.get_data(cache=False), current.limits)
+    question = read_parameters(_body(current.settings.max_body_bytes), current.limits)
     verdict = current.gate.run(lambda: _evaluate(current, trial, question))
     current.metrics.verdicts.labels(verdict.trial, verdict.code.value).inc()
     return answer(
@@ -37,6 +37,14 @@ def evaluate(trial_id: str) -> Response:
             produced=datetime.now(UTC),
         )
     )
+
+
+def _body(limit: int) -> bytes:
+    """Read the body; one sent in chunks is only known to be too large when it is read."""
+    body = request.get_data(cache=False)
+    if request.content_length is None and len(body) >= limit:
+        raise RequestError("the body is too large", status=413, code="too-costly")
+    return body
 
 
 def _evaluate(current: State, trial: Trial, question: Question) -> Verdict:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging.config
 import os
 import shutil
@@ -36,7 +37,7 @@ class _Server(BaseApplication):
         for name, value in self._options.items():
             self.cfg.set(name, value)
 
-    def load(self) -> Any:  # noqa: ANN401 - gunicorn's own type of an application is narrower
+    def load(self) -> Any:
         """Give the application."""
         return self._app
 
@@ -56,6 +57,10 @@ def serve(settings: Settings) -> None:
     except EligibilityError:
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+    # What stays for good need not be looked at by each collection, nor copied by a fork.
+    gc.collect()
+    gc.freeze()
 
     def tidy(server: object) -> None:
         shutil.rmtree(folder, ignore_errors=True)

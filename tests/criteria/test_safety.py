@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from functools import lru_cache
+from functools import cache
 from typing import Any
 
 import msgspec
@@ -108,7 +108,7 @@ def without(kinds: Sequence[str], how: Reading = REFUSED) -> dict[str, Reading]:
     return complete() | dict.fromkeys(kinds, how)
 
 
-@lru_cache(maxsize=None)
+@cache
 def undisturbed(name: str) -> tuple[str, dict[str, Result], Verdict]:
     """The key of the patient, the results by id, and the verdict, before anything is lost."""
     case = next(case for case in CASES if case.name == name)
@@ -139,9 +139,9 @@ def violations(case: PatientCase, disturbance: Disturbance) -> Iterator[str]:
         absent = (Outcome.FAIL, Reason.RECORD_ABSENT)
         if (found.outcome, found.reason) == absent != (was.outcome, was.reason):
             yield f"fails by absence: {change}"
-        if was.outcome is Outcome.FAIL and found.outcome is not Outcome.FAIL:
-            if not was.parts and not may_be_lost(was, disturbance):
-                yield f"no longer counts what was found: {change}"
+        lost = was.outcome is Outcome.FAIL and found.outcome is not Outcome.FAIL
+        if lost and not was.parts and not may_be_lost(was, disturbance):
+            yield f"no longer counts what was found: {change}"
     if verdict.code is VerdictCode.INELIGIBLE and disturbed.code is VerdictCode.ELIGIBLE:
         yield f"{disturbance.name}: became eligible"
 
@@ -209,7 +209,7 @@ def resources_truncated(case: PatientCase) -> Iterator[Disturbance]:
         reference = reference_of(content)
         yield Disturbance(
             f"{reference} cut", replaced(case, place, bytes(raw)[: len(raw) // 2]), complete(),
-            CLINICAL_TYPES, reference,
+            (*CLINICAL_TYPES, content["resourceType"]), reference,
         )
 
 
@@ -379,9 +379,11 @@ def test_medicine_types_that_a_server_does_not_have_leave_absence_to_the_orders(
     ]
     offered = Disturbance("none on record", kept, complete(), ())
     lacking = Disturbance("not offered", kept, without(kinds, NOT_OFFERED), ())
-    first, second = (by_id(evaluated(case, each)) for each in (offered, lacking))
-    outcomes = [{name: (r.outcome, r.reason) for name, r in each.items()} for each in (first, second)]
-    assert outcomes[0] == outcomes[1]
+    first, second = (
+        {name: (result.outcome, result.reason) for name, result in by_id(verdict).items()}
+        for verdict in (evaluated(case, offered), evaluated(case, lacking))
+    )
+    assert first == second
 
 
 def test_the_property_is_tested_over_many_patients_and_resources() -> None:

@@ -142,6 +142,8 @@ def test_errors_are_logged_by_type_and_place_only() -> None:
         written = JsonFormatter().format(record)
     assert "p1" not in written
     assert json.loads(written)["error"] == "ValueError"
+    record = logging.makeLogRecord({"msg": "Invalid request from ip=1.2.3.4: GET /Patient/p1"})
+    assert json.loads(JsonFormatter().format(record))["message"] == "Invalid request"
 
 
 def test_metrics_count_by_route_without_patients(app: Flask) -> None:

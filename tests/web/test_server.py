@@ -82,6 +82,13 @@ def test_several_processes_answer_and_their_counts_are_added_up(folder: Path) ->
         lines = requests.get(f"{base}/metrics", timeout=10).text.splitlines()
         counted = [line for line in lines if line.startswith("eligibility_request_seconds_count")]
         assert sum(float(line.rpartition(" ")[2]) for line in counted if "/fhir/" in line) == 20
+        chunked = requests.post(
+            f"{base}{OPERATION}",
+            data=(b" " * 1_000_000 for _ in range(20)),
+            headers={"Content-Type": FHIR},
+            timeout=20,
+        )
+        assert chunked.status_code == 413
         process.send_signal(signal.SIGTERM)
         _, log = process.communicate(timeout=20)
     assert process.returncode == 0
