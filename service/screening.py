@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import date
 
+from service.criteria.attestation import Attestation
 from service.criteria.evaluate import evaluate
 from service.criteria.model import Verdict
 from service.criteria.trial import Trial
@@ -22,12 +23,12 @@ __all__ = ["Screening"]
 
 @dataclass(frozen=True, slots=True)
 class Screening:
-    """Trials, terms and site settings, loaded once; the source is given per call or here."""
+    """Trials, terms, site settings and attestations, loaded once."""
 
     trials: dict[str, Trial]
     terms: Terms
     site: Site
-    source: Source | None = None
+    attestations: tuple[Attestation, ...] = ()
 
     def trial(self, trial_id: str) -> Trial:
         """Find a trial by its id; raises UnknownTrial."""
@@ -38,7 +39,9 @@ class Screening:
 
     def verdict(self, trial: Trial, record: PatientRecord, as_of: date) -> Verdict:
         """Evaluate a record for a trial as of a day in the site's time zone."""
-        return evaluate(trial, facts_of(record, self.terms, self.site), as_of)
+        keys = set(record.patient_ids)
+        own = tuple(entry for entry in self.attestations if entry.patient in keys)
+        return evaluate(trial, facts_of(record, self.terms, self.site), as_of, own)
 
     def evaluate_patient(
         self, trial: Trial, source: Source, patient_id: str, as_of: date

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
@@ -38,8 +38,8 @@ class Match(StrEnum):
     INCLUDE = "include"
     JUDGEMENT = "judgement"
     CONFLICT = "conflict"
-    EXCLUDE = "exclude"
     UNMAPPED = "unmapped"
+    EXCLUDE = "exclude"
 
 
 class Row(NamedTuple):
@@ -58,7 +58,11 @@ class Row(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class CodeSet:
-    """A named set of codes with the keywords that betray an unmapped record of its class."""
+    """A named set of codes with the keywords that betray an unmapped record of its class.
+
+    ``local``: has no public codes. ``vague_exclusions``: its excluded codes are too general
+    to say what a record is not, so its text is still read for keywords.
+    """
 
     name: str
     title: str
@@ -66,6 +70,7 @@ class CodeSet:
     keywords: tuple[str, ...] = ()
     not_keywords: tuple[str, ...] = ()
     local: bool = False
+    vague_exclusions: bool = False
     file: str = ""
     line: int = 0
 
@@ -97,7 +102,8 @@ class Concept:
 
     ``roles``: per set the roles of its codings there. ``keywords``: sets whose class its
     text or display names although no coding is in them. ``masked``: neither code nor text.
-    ``known_sets``: all sets that either concerns.
+    ``known_sets``: all sets that either concerns. ``by_coding``: for each coding the sets it
+    is included in.
     """
 
     label: str
@@ -107,6 +113,7 @@ class Concept:
     masked: bool
     texts: tuple[str, ...]
     known_sets: tuple[str, ...] = ()
+    by_coding: tuple[frozenset[str], ...] = ()
     _matches: dict[tuple[str, ...], Match | None] = field(default_factory=dict, repr=False)
 
     def match(self, sets: tuple[str, ...]) -> Match | None:
@@ -122,6 +129,8 @@ class Concept:
         found: set[Match] = set()
         for name in sets:
             roles = self.roles.get(name)
+            if name in self.keywords:
+                found.add(Match.UNMAPPED)
             if roles is not None:
                 if Role.EXCLUDE in roles and len(roles) > 1:
                     found.add(Match.CONFLICT)
@@ -131,8 +140,6 @@ class Concept:
                     found.add(Match.JUDGEMENT)
                 else:
                     found.add(Match.EXCLUDE)
-            elif name in self.keywords:
-                found.add(Match.UNMAPPED)
         for match in Match:
             if match in found:
                 return match
@@ -141,6 +148,11 @@ class Concept:
     def included(self, sets: Iterable[str]) -> bool:
         """Tell whether any coding is included in one of the sets, whatever the others are."""
         return any(Role.INCLUDE in self.roles.get(name, ()) for name in sets)
+
+    def only_by(self, sets: Iterable[str], allowed: Iterable[str]) -> bool:
+        """Tell whether every coding included in ``sets`` is also included in ``allowed``."""
+        wanted, accepted = set(sets), set(allowed)
+        return all(names & accepted for names in self.by_coding if names & wanted)
 
     def concerns(self, sets: Iterable[str]) -> bool:
         """Tell whether any coding is in one of the sets or the text names their class."""
@@ -163,7 +175,10 @@ _NO_CODE = frozenset(
         "urn:oid:2.16.840.1.113883.5.1008",
     )
 )
-_CACHE_LIMIT = 200_000
+# Of these the ones that say that there is a code, but it is withheld.
+_MASKED = ("masked", "MSK")
+_BARE_OID = re.compile(r"[0-2](?:\.\d+){3,}", re.ASCII)
+_CACHE_LIMIT = 20_000
 _BREAK = re.compile(r"[;,.()\[\]|]+")
 
 
@@ -178,6 +193,7 @@ class Terms:
     molar_masses: Mapping[str, Fraction]
     ulns: tuple[Uln, ...]
     common_not_keywords: tuple[str, ...] = ()
+    common_not_after: tuple[str, ...] = ()
     local_codes: tuple[LocalCode, ...] = ()
     _exact: dict[tuple[str, str], list[tuple[str, Role]]] = field(default_factory=dict)
     _prefix: dict[tuple[str, str], list[tuple[str, Role]]] = field(default_factory=dict)
@@ -188,6 +204,7 @@ class Terms:
         default_factory=list
     )
     _common: re.Pattern[str] | None = None
+    _after: re.Pattern[str] | None = None
 
     def __post_init__(self) -> None:
         """Index the rows and compile the keywords."""
@@ -199,6 +216,7 @@ class Terms:
                     (code_set.name, _phrases(code_set.keywords), _optional(code_set.not_keywords))
                 )
         self._common = _optional(self.common_not_keywords)
+        self._after = _optional(self.common_not_after)
         for local in self.local_codes:
             key = (self.system(local.system), local.code.strip())
             self._local.setdefault(key, []).append(local)
@@ -215,6 +233,8 @@ class Terms:
     def system(self, uri: str) -> str:
         """Give the canonical URI of a code system; an OID and its URI are the same."""
         uri = uri.strip()
+        if _BARE_OID.fullmatch(uri):
+            uri = f"urn:oid:{uri}"
         return self.systems.get(uri) or self.systems.get(uri.rstrip("/").lower(), uri)
 
     def normal_code(self, system: str, code: str) -> str:
@@ -268,9 +288,12 @@ class Terms:
     def _classify(self, coded: CodeableConcept) -> Concept:
         roles: dict[str, set[Role]] = {}
         codings: set[tuple[str, str]] = set()
+        by_coding: list[frozenset[str]] = []
+        hidden = False
         texts: list[str] = [coded.text] if coded.text and coded.text.strip() else []
         for coding in coded.coding:
             if coding.system in _NO_CODE:
+                hidden = hidden or coding.code in _MASKED
                 continue
             if coding.display and coding.display.strip():
                 texts.append(coding.display)
@@ -278,7 +301,9 @@ class Terms:
                 continue
             system = self.system(coding.system or "")
             codings.add((system, self.normal_code(system, coding.code)))
-            for name, role in self._coding_roles(system, coding.code.strip()):
+            own = list(self._coding_roles(system, coding.code.strip()))
+            by_coding.append(frozenset(name for name, role in own if role is not Role.EXCLUDE))
+            for name, role in own:
                 roles.setdefault(name, set()).add(role)
         keywords = self._named(tuple(texts), roles)
         label = self._label(coded)
@@ -287,9 +312,10 @@ class Terms:
             frozenset(codings),
             {name: frozenset(found) for name, found in roles.items()},
             keywords,
-            not codings and not texts,
+            not codings and (hidden or not texts),
             tuple(texts),
-            (*roles, *keywords),
+            tuple(dict.fromkeys((*roles, *keywords))),
+            tuple(by_coding),
         )
 
     def _coding_roles(self, system: str, code: str) -> Iterator[tuple[str, Role]]:
@@ -301,20 +327,27 @@ class Terms:
                 standard_system = self.system(local.standard[0])
                 yield from self.roles_of(standard_system, local.standard[1]).items()
 
-    def _named(self, texts: tuple[str, ...], roles: Mapping[str, object]) -> frozenset[str]:
+    def _named(self, texts: tuple[str, ...], roles: Mapping[str, set[Role]]) -> frozenset[str]:
         """Find the sets whose keywords the texts hold and that no coding is in."""
         found: set[str] = set()
         for text in texts:
-            for chunk in _BREAK.split(text.lower()):
+            for part in _BREAK.split(" ".join(text.lower().split())):
+                cut = self._after.search(part) if self._after else None
+                chunk = part[: cut.start()] if cut else part
                 if not chunk.strip() or (self._common and self._common.search(chunk)):
                     continue
+                if "-" in chunk:
+                    chunk += " " + chunk.replace("-", " ")
                 for name, words, cancelled in self._patterns:
-                    if name in roles or name in found:
+                    if name in found or (name in roles and not self._vague(name, roles[name])):
                         continue
                     left = cancelled.sub(" ", chunk) if cancelled else chunk
                     if words.search(left):
                         found.add(name)
         return frozenset(found)
+
+    def _vague(self, name: str, roles: Collection[Role]) -> bool:
+        return self.sets[name].vague_exclusions and set(roles) == {Role.EXCLUDE}
 
     def _label(self, coded: CodeableConcept) -> str:
         for coding in coded.coding:
@@ -383,7 +416,7 @@ def load_terms(
     for path in sorted((folder / "codes").glob("*.csv")):
         for row in _load_codes(path, by_alias):
             rows.setdefault(row.set, []).append(row)
-    sets, common = _load_sets(folder / "sets.yaml", rows)
+    sets, common, after = _load_sets(folder / "sets.yaml", rows)
     units, masses, limits = _load_units(folder / "units.csv")
     for spelling, code in (spellings or {}).items():
         known = units.get(code)
@@ -397,7 +430,7 @@ def load_terms(
     for local in local_codes:
         if local.set is not None and local.set not in sets:
             raise MappingError(f"no code set {local.set!r}", file="site file")
-    return Terms(sets, systems, aliases, units, masses, limits, common, local_codes)
+    return Terms(sets, systems, aliases, units, masses, limits, common, after, local_codes)
 
 
 _SEXES = ("male", "female", "any")
@@ -484,7 +517,7 @@ def _load_codes(path: Path, by_alias: Mapping[str, str]) -> Iterator[Row]:
 
 def _load_sets(
     path: Path, rows: Mapping[str, list[Row]]
-) -> tuple[dict[str, CodeSet], tuple[str, ...]]:
+) -> tuple[dict[str, CodeSet], tuple[str, ...], tuple[str, ...]]:
     content = load_yaml(path)
     sets: dict[str, CodeSet] = {}
     listed = content.mapping("sets")
@@ -497,6 +530,7 @@ def _load_sets(
             keywords=entry.texts("keywords"),
             not_keywords=entry.texts("not_keywords"),
             local=entry.flag("local"),
+            vague_exclusions=entry.flag("vague_exclusions"),
             file=path.name,
             line=listed.line(name),
         )
@@ -507,7 +541,7 @@ def _load_sets(
                 file=found[0].file,
                 line=found[0].line,
             )
-    return sets, content.texts("common_not_keywords")
+    return sets, content.texts("common_not_keywords"), content.texts("common_not_after")
 
 
 def _decimal(text: str) -> Fraction | None:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from service.config import Settings
+from service.criteria.attestation import load_attestations
 from service.criteria.trial import Trial, load_trial
 from service.errors import ConfigurationError
 from service.fhir.auth import Auth, BearerToken, NoAuth, SmartBackend, signing_key
@@ -68,7 +69,10 @@ def build_screening(settings: Settings) -> Screening:
     """Load trials, terms and site; the source is built apart, since not all need one."""
     site = build_site(settings)
     terms = build_terms(settings, site)
-    return Screening(build_trials(settings, terms), terms, site)
+    trials = build_trials(settings, terms)
+    attested = settings.attestations
+    attestations = load_attestations(attested, trials.values()) if attested else ()
+    return Screening(trials, terms, site, attestations)
 
 
 def build_auth(settings: Settings) -> Auth:

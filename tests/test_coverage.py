@@ -18,7 +18,7 @@ TRIAL = SCREENING.trial("NCT06056752")
 LOCAL = "https://hospital.example.org/codes"
 
 
-def observation(number: int, code: dict[str, Any], **more: Any) -> dict[str, Any]:  # noqa: ANN401
+def observation(number: int, code: dict[str, Any], **more: Any) -> dict[str, Any]:
     """Make a result."""
     return {
         "resourceType": "Observation",
@@ -47,7 +47,7 @@ def surveyed(folder: Path, *resources: dict[str, Any], patients: int = 1) -> Cov
     return survey(source, source.patient_ids(), TRIAL, SCREENING.terms)
 
 
-def creatinine(**value: Any) -> dict[str, Any]:  # noqa: ANN401 - as FHIR has it
+def creatinine(**value: Any) -> dict[str, Any]:
     """Make a result of creatinine."""
     code = {"coding": [{"system": "http://loinc.org", "code": "2160-0"}]}
     return observation(1, code, valueQuantity={"value": 0.9, **value})

@@ -67,7 +67,7 @@ class _Day(click.ParamType[date]):
     show_default=True,
     help="For people; one line of JSON per patient; one GuidanceResponse per line.",
 )
-@settings_options(*SOURCE_SETTINGS, "canonical_base")
+@settings_options(*SOURCE_SETTINGS, "attestations", "canonical_base")
 def command(
     trial: str,
     patients: tuple[str, ...],

@@ -43,29 +43,36 @@ def activity_of(fact: ConditionFact, ctx: Context) -> Activity:
 
 
 def courses(matched: Sequence[tuple[Match, ConditionFact]], ctx: Context) -> list[Course]:
-    """Group records that share a code and resolve the activity of each group."""
-    return [course for group in _grouped(matched) for course in _resolve(group, ctx)]
+    """Resolve the activity of each record by all records of its code.
+
+    Records are of one code if they share a coding and no system in which both are coded
+    tells them apart: a breast and a colon cancer that share a general code are two diseases.
+    """
+    groups: dict[frozenset[int], _Group] = {}
+    for _, fact in matched:
+        group = [pair for pair in matched if _of_one_code(fact, pair[1])]
+        groups[frozenset(id(member) for _, member in group)] = group
+    return [course for group in groups.values() for course in _resolve(group, ctx)]
 
 
 _Group = list[tuple[Match, ConditionFact]]
 
 
-def _grouped(matched: Sequence[tuple[Match, ConditionFact]]) -> list[_Group]:
-    groups: list[tuple[set[object], _Group]] = []
-    for match, fact in matched:
-        keys: set[object] = set(fact.concept.codings)
-        if not keys:
-            keys = {text.strip().lower() for text in fact.concept.texts}
-        joined: _Group = [(match, fact)]
-        rest: list[tuple[set[object], _Group]] = []
-        for other_keys, members in groups:
-            if keys & other_keys:
-                keys |= other_keys
-                joined = members + joined
-            else:
-                rest.append((other_keys, members))
-        groups = [*rest, (keys, joined)]
-    return [members for _, members in groups]
+def _of_one_code(one: ConditionFact, other: ConditionFact) -> bool:
+    mine, theirs = one.concept.codings, other.concept.codings
+    if one is other:
+        return True
+    if not mine and not theirs:
+        return _plain(one) == _plain(other)
+    shared = mine & theirs
+    if not shared:
+        return False
+    told = {system for system, _ in mine} & {system for system, _ in theirs}
+    return told <= {system for system, _ in shared}
+
+
+def _plain(fact: ConditionFact) -> set[str]:
+    return {text.strip().lower() for text in fact.concept.texts}
 
 
 def _resolve(group: _Group, ctx: Context) -> list[Course]:
@@ -76,6 +83,10 @@ def _resolve(group: _Group, ctx: Context) -> list[Course]:
     found: list[Course] = []
     if firm:
         activity, deciding = _activity(firm, ctx)
+        torn = [fact for fact in firm if fact.conflicting]
+        if torn and any(activity_of(fact, ctx) is not Activity.INACTIVE for fact in torn):
+            # Of copies that differ the later date doesn't decide (1.8).
+            activity, deciding = Activity.CONFLICTING, torn
         found.append(Course(match, activity, facts, tuple(deciding)))
     for fact in loose:
         activity = activity_of(fact, ctx)

@@ -290,6 +290,10 @@ def _rule(name: str, rule: RuleBase, terms: Terms, places: _Places) -> Iterator[
         known = {limit.analyte for limit in terms.ulns} | set(terms.molar_masses)
         if isinstance(analyte, str) and analyte not in known:
             yield from places.finding(analyte, f"{name}: no analyte {analyte!r} in units.csv")
+        grades = list((getattr(part, "grades", None) or {}).values())
+        for shared in dict.fromkeys(one for one in grades if grades.count(one) > 1):
+            message = f"{name}: several grades have the one code set {shared!r}"
+            yield Finding(places.file, line, message)
         for one, other in _opposites(part):
             for code in _shared(one, other, terms):
                 message = f"{name}: {code} is in both {one!r} and {other!r}, which are opposites"

@@ -57,23 +57,29 @@ def select(
     coded: bool = False,
     keep: Callable[[ObservationFact], bool] | None = None,
     also: Sequence[Fact] = (),
+    also_in: tuple[str, ...] = (),
 ) -> Latest:
     """Find the latest result; with ``coded`` an interpretation alone is a value.
 
-    ``also`` are records of other types that state such a result (Z32.01).
+    ``also`` are conditions that state such a result (Z32.01), of the sets ``also_in``.
     """
     found = [fact for _, fact in observations(ctx, sets) if keep is None or keep(fact)]
     valued: list[Fact] = [
         fact for fact in found if fact.has_value or (coded and fact.interpretation)
     ]
-    shown = tuple(fact for fact in found if fact not in valued)
+    shown = _others(found, valued)
     valued += also
     narratives = tuple(fact for _, fact in observations(ctx, reports)) if reports else ()
     dated = [fact for fact in valued if fact.when is not None]
     top = _not_earlier(dated) if dated else valued
-    top = _without_replaced(top)
-    older = tuple(fact for fact in valued if fact not in top)
-    return Latest(tuple(top), older, shown, narratives, _gaps(ctx, sets, top))
+    top = without_replaced(top)
+    older = _others(valued, top)
+    return Latest(tuple(top), older, shown, narratives, _gaps(ctx, sets, also_in, top))
+
+
+def _others(facts: Sequence[Fact], without: Sequence[Fact]) -> tuple[Fact, ...]:
+    left = {id(fact) for fact in without}
+    return tuple(fact for fact in facts if id(fact) not in left)
 
 
 def _not_earlier(dated: list[Fact]) -> list[Fact]:
@@ -85,8 +91,10 @@ def _not_earlier(dated: list[Fact]) -> list[Fact]:
     return [fact for fact in dated if fact.when and not fact.when.definitely_before(latest)]
 
 
-def _without_replaced(top: list[Fact]) -> list[Fact]:
+def without_replaced(top: list[Fact]) -> list[Fact]:
     """Of one code an amended or corrected result replaces a final one of the same time."""
+    if all(isinstance(fact, ObservationFact) and fact.status == "final" for fact in top):
+        return top
     return [
         fact
         for fact in top
@@ -105,19 +113,24 @@ def _without_replaced(top: list[Fact]) -> list[Fact]:
     ]
 
 
-def _gaps(ctx: Context, sets: Sequence[str], top: list[Fact]) -> tuple[Gap, ...]:
+def _gaps(
+    ctx: Context, sets: Sequence[str], also_in: tuple[str, ...], top: list[Fact]
+) -> tuple[Gap, ...]:
     gaps: list[Gap] = []
-    reading = ctx.facts.reading("Observation")
-    if not reading.complete and not _reached(reading.reached, top):
-        gaps.append(Gap("Observation", reading.problem or "was not read completely"))
-    for masked in ctx.facts.masked.get("Observation", ()):
-        if not ctx.could_count(masked, sets):
+    for kind, names in (("Observation", sets), ("Condition", also_in)):
+        if not names:
             continue
-        earlier = masked.when is not None and any(
-            fact.when is not None and masked.when.definitely_before(fact.when) for fact in top
-        )
-        if not earlier:
-            gaps.append(Gap("Observation", f"{masked.reference or 'a record'}: {masked.problem}"))
+        reading = ctx.facts.reading(kind)
+        if not reading.complete and not _reached(reading.reached, top):
+            gaps.append(Gap(kind, reading.problem or "was not read completely"))
+        for masked in ctx.facts.masked.get(kind, ()):
+            if not ctx.could_count(masked, names):
+                continue
+            earlier = masked.when is not None and any(
+                fact.when is not None and masked.when.definitely_before(fact.when) for fact in top
+            )
+            if not earlier:
+                gaps.append(Gap(kind, f"{masked.reference or 'a record'}: {masked.problem}"))
     return tuple(gaps)
 
 

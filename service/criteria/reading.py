@@ -94,7 +94,7 @@ def plausible(measured: Measured) -> bool:
     one = 1 / unit.factor
     interval = measured.interval
     beyond = interval.high is not None and interval.high > one
-    return not beyond and (interval.low is None or interval.low <= one)
+    return not beyond and interval.above(one) is not True
 
 
 @dataclass(frozen=True, slots=True)
@@ -256,7 +256,11 @@ def to_unit(measured: Measured, target: Unit, analyte: str | None, terms: Terms)
 
 
 _POSITIVE = frozenset(("positive", "pos", "reactive", "detected"))
-_NEGATIVE = frozenset(("negative", "neg", "nonreactive", "notdetected"))
+_NEGATIVE = frozenset(("negative", "neg", "nonreactive", "non reactive", "not detected"))
+# Texts that state a result without deciding: an interpretation beside them is no answer.
+_UNCLEAR = frozenset(
+    ("indeterminate", "equivocal", "borderline", "inconclusive", "weakly positive", "invalid")
+)
 _STATED = {Polarity.POSITIVE: "result-positive", Polarity.NEGATIVE: "result-negative"}
 
 
@@ -265,17 +269,19 @@ def stated_polarity(concept: Concept) -> set[Polarity]:
     found = {
         polarity for polarity, name in _STATED.items() if concept.match((name,)) is Match.INCLUDE
     }
-    if not found:
-        found = {polarity for text in concept.texts for polarity in text_polarity(text)}
-    return found
+    return found | {polarity for text in concept.texts for polarity in text_polarity(text)}
 
 
 def text_polarity(text: str) -> set[Polarity]:
     """Tell what a whole text says, in any case, hyphen or not."""
-    plain = "".join(text.lower().split()).replace("-", "").replace("\u2010", "")
+    plain = _plain(text)
     if plain in _POSITIVE:
         return {Polarity.POSITIVE}
     return {Polarity.NEGATIVE} if plain in _NEGATIVE else set()
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.lower().replace("-", " ").replace("\u2010", " ").split())
 
 
 def _indeterminate(concept: Concept) -> bool:
@@ -294,6 +300,8 @@ def read_polarity(
             return Reason.UNREADABLE_VALUE
         stated |= stated_polarity(fact.coded)
     if fact.text is not None:
+        if _plain(fact.text) in _UNCLEAR:
+            return Reason.UNREADABLE_VALUE
         stated |= text_polarity(fact.text)
     if not stated and any(_indeterminate(entry) for entry in fact.interpretation):
         return Reason.UNREADABLE_VALUE

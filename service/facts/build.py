@@ -14,11 +14,20 @@ from service.facts.model import (
     PatientFacts,
     concepts_of,
 )
-from service.facts.observations import observation_facts, panels_of
+from service.facts.observations import observation_facts, panels_of, require_own_time
 from service.facts.person import person_of
 from service.facts.studies import consent_fact, participation_fact
 from service.fhir.record import CLINICAL_TYPES, Located, Message, PatientRecord
-from service.fhir.resources import CodeableConcept, Consent, ResearchSubject, Resource
+from service.fhir.resources import (
+    AllergyIntolerance,
+    CodeableConcept,
+    Consent,
+    DiagnosticReport,
+    Observation,
+    Procedure,
+    ResearchSubject,
+    Resource,
+)
 from service.site import Site
 from service.terms import Terms
 
@@ -62,12 +71,15 @@ class _Builder:
         """Report a record with a malformed date, and treat it as masked (semantics 1.8)."""
         kind = type(located.resource).__name__
         self.messages.append(Message("warning", "value", str(error), kind, located.reference))
-        concept = self.terms.concept(_code_of(located.resource))
+        code = _code_of(located.resource)
+        concept = self.terms.concept(code) if code is not None else None
         self.mask(Masked(kind, located.reference, str(error), concept))
 
     def rejected(self) -> None:
         for found in self.record.rejected:
             kinds = (found.type,) if found.type else CLINICAL_TYPES
+            if found.type == "DiagnosticReport":
+                kinds = ("DiagnosticReport", "Observation")
             concept = self.terms.concept(found.code) if found.code is not None else None
             for kind in kinds:
                 if concept is None or concept.relevant:
@@ -76,17 +88,15 @@ class _Builder:
     def observations(self) -> None:
         record, person = self.record, self.person
         own = frozenset(f"Patient/{key}" for key in record.patient_ids) | {person.reference}
-        panels = panels_of(record, self.zone)
+        panels = panels_of(record, self.zone, own)
         for masked in panels.missing:
             self.mask(masked)
-        dates = panels.dates
-        located_all = [
-            (located, dates.get(located.reference))
-            for located in record.resources.get("Observation", ())
-        ]
-        for located, panel in (*located_all, *panels.inside):
+        for located in (*record.resources.get("Observation", ()), *panels.inside):
+            panel = panels.dates.get(located.reference)
             try:
-                for fact in observation_facts(located, self.terms, self.zone, own, panel):
+                if panel is None and located.reference in panels.undatable:
+                    require_own_time(located, self.zone)
+                for fact in observation_facts(located, self.terms, self.zone, record, own, panel):
                     self.add("Observation", fact)
             except BadDate as error:
                 self.unusable(located, error)
@@ -136,10 +146,25 @@ class _Builder:
 
 
 def _code_of(resource: Resource) -> CodeableConcept | None:
-    found = getattr(resource, "code", None) or getattr(
-        resource, "medication_codeable_concept", None
-    )
-    return found if isinstance(found, CodeableConcept) else None
+    """Join all codes that tell what a resource may be; None if it may be anything."""
+    if isinstance(resource, DiagnosticReport):
+        return None
+    if isinstance(resource, Observation) and resource.has_member:
+        return None
+    found = [getattr(resource, name, None) for name in _CODES]
+    if isinstance(resource, Observation):
+        found += [component.code for component in resource.component]
+    if isinstance(resource, AllergyIntolerance):
+        found += [reaction.substance for reaction in resource.reaction]
+    if isinstance(resource, Procedure):
+        found.append(resource.category)
+    stated = [concept for concept in found if isinstance(concept, CodeableConcept)]
+    texts = "; ".join(concept.text for concept in stated if concept.text)
+    codings = tuple(coding for concept in stated for coding in concept.coding)
+    return CodeableConcept(codings, texts or None) if stated else None
+
+
+_CODES = ("code", "medication_codeable_concept", "vaccine_code", "event")
 
 
 def facts_of(record: PatientRecord, terms: Terms, site: Site) -> PatientFacts:

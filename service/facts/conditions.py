@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import tzinfo
 
 from service.facts.dates import age_range, read, read_period, year_of_life
@@ -14,16 +14,28 @@ from service.values.dates import When
 
 _HISTOLOGY = "http://hl7.org/fhir/us/mcode/StructureDefinition/mcode-histology-morphology-behavior"
 _NOT_USED = ("refuted", "entered-in-error")
+VERIFICATION = (
+    "unconfirmed",
+    "provisional",
+    "differential",
+    "confirmed",
+    "refuted",
+    "entered-in-error",
+)
 _CLINICAL = ("active", "recurrence", "relapse", "inactive", "remission", "resolved")
 
 
-def status_code(concept: CodeableConcept | None) -> str | None:
-    """Give a status code, or its text when there is no code, in lower case."""
+def status_code(concept: CodeableConcept | None, known: Collection[str] = ()) -> str | None:
+    """Give a status code, or its text when there is no code, in lower case.
+
+    Of several codings the first that is one of the known codes.
+    """
     if concept is None:
         return None
-    for coding in concept.coding:
-        if coding.code and coding.code.strip():
-            return coding.code.strip().lower()
+    codes = [coding.code.strip().lower() for coding in concept.coding if coding.code]
+    found = next((code for code in codes if code in known), next(filter(None, codes), None))
+    if found is not None:
+        return found
     text = concept.text or next((c.display for c in concept.coding if c.display), None)
     return text.strip().lower().replace(" ", "-") if text and text.strip() else None
 
@@ -34,7 +46,7 @@ def condition_facts(
     """Yield the fact of one Condition, if any set concerns it. Raises BadDate."""
     resource = located.resource
     assert isinstance(resource, Condition)
-    verification = status_code(resource.verification_status)
+    verification = status_code(resource.verification_status, VERIFICATION)
     if verification in _NOT_USED:
         return
     concept = terms.joined(resource.code, _histology(resource))
@@ -53,19 +65,13 @@ def condition_facts(
         or year_of_life(resource.abatement_age, birth, zone)
         or age_range(resource.abatement_range, birth, zone)
     )
-    stated = (
-        resource.abatement_string,
-        resource.abatement_age,
-        resource.abatement_range,
-        resource.abatement_period,
-    )
     begin = onset or recorded
     if concept.masked:
         yield Masked(
             "Condition", located.reference, "neither code nor text", begin=begin, when=begin
         )
         return
-    clinical = status_code(resource.clinical_status)
+    clinical = status_code(resource.clinical_status, _CLINICAL)
     yield ConditionFact(
         reference=located.reference,
         version=located.version,
@@ -77,9 +83,19 @@ def condition_facts(
         assumed_onset=onset is None and recorded is not None,
         recorded=recorded,
         abated=abated,
-        ended=abated is None and any(value is not None for value in stated),
+        ended=abated is None and _ended(resource),
         modified=bool(resource.modifier_extension),
         conflicting=located.conflicting,
+    )
+
+
+def _ended(resource: Condition) -> bool:
+    """Tell whether an end is stated without a time that can be told."""
+    age, ages = resource.abatement_age, resource.abatement_range
+    return bool(
+        (resource.abatement_string or "").strip()
+        or (age is not None and age.value is not None)
+        or (ages is not None and (ages.low or ages.high) is not None)
     )
 
 

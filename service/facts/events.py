@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from datetime import tzinfo
 
-from service.facts.conditions import status_code
+from service.facts.conditions import VERIFICATION, status_code
 from service.facts.dates import age_range, period_end, read, read_period, year_of_life
 from service.facts.model import EventFact, Masked, Standing
 from service.fhir.record import Located, PatientRecord
@@ -21,7 +21,7 @@ from service.fhir.resources import (
     MedicationStatement,
     Procedure,
 )
-from service.terms import Concept, Terms
+from service.terms import NOTHING, Concept, Terms
 from service.values.dates import When
 
 _PROCEDURE_COUNTS = frozenset(("completed", "in-progress"))
@@ -134,21 +134,49 @@ class Reader:
             end=end,
             order=order,
             status=resource.status,
-            active=resource.status in ("active", "in-progress", "on-hold"),
+            active=resource.status in ("active", "in-progress"),
             reasons=tuple(self._terms.concept(reason) for reason in reasons),
             reason_references=references,
             modified=bool(resource.modifier_extension),
-            conflicting=located.conflicting,
+            conflicting=located.conflicting or self._torn(located),
         )
+
+    def _torn(self, located: Located) -> bool:
+        """Tell whether the medicine is a Medication whose copies differ."""
+        reference = getattr(located.resource, "medication_reference", None)
+        found = self._record.resolver.resolve(reference, located)
+        return found is not None and found.conflicting
 
     def _product(self, located: Located, coded: CodeableConcept | None) -> Concept:
         """Classify the medicine, named here or by a Medication that is referred to."""
         if coded is not None:
             return self._terms.concept(coded)
         reference = getattr(located.resource, "medication_reference", None)
-        found = self._record.resolver.resolve(reference, located)
+        resolver = self._record.resolver
+        found = resolver.resolve(reference, located)
+        if found is not None and found.conflicting:
+            # Copies that differ leave open which of them was given.
+            codes = [
+                copy.resource.code
+                for copy in resolver.copies(found)
+                if isinstance(copy.resource, Medication) and copy.resource.code is not None
+            ]
+            codings = tuple(coding for code in codes for coding in code.coding)
+            texts = "; ".join(code.text for code in codes if code.text)
+            return self._terms.concept(CodeableConcept(codings, texts or None))
         if found is not None and isinstance(found.resource, Medication):
-            return self._terms.concept(found.resource.code)
+            items = [entry.item_codeable_concept for entry in found.resource.ingredient]
+            named = [item for item in items if item is not None]
+            if found.resource.code is None and named:
+                text = ", ".join(item.text for item in named if item.text) or None
+                codings = tuple(coding for item in named for coding in item.coding)
+                return self._terms.concept(CodeableConcept(codings, text))
+            more = (coding for item in named for coding in item.coding)
+            return self._terms.joined(found.resource.code, more)
+        written = reference.reference or "" if reference is not None else ""
+        if written.startswith("#") or (written and resolver.is_rejected(written)):
+            # It is there, but can't be read: a label says nothing certain of it.
+            return NOTHING
         text = reference.display if reference is not None else None
         return self._terms.concept(CodeableConcept(text=text))
 
@@ -218,7 +246,7 @@ class Reader:
     def _allergy(self, located: Located) -> EventFact | None:
         resource = located.resource
         assert isinstance(resource, AllergyIntolerance)
-        verification = status_code(resource.verification_status)
+        verification = status_code(resource.verification_status, VERIFICATION)
         if verification in ("refuted", "entered-in-error"):
             return None
         concept = self._terms.concept(resource.code)
@@ -243,7 +271,7 @@ class Reader:
             or age_range(resource.onset_range, self._birth, self._zone)
         )
         recorded = read(resource.recorded_date, self._zone, "recordedDate")
-        clinical = status_code(resource.clinical_status)
+        clinical = status_code(resource.clinical_status, ("active", "inactive", "resolved"))
         return EventFact(
             "AllergyIntolerance",
             located.reference,
@@ -293,7 +321,7 @@ class Reader:
 
 def masked_event(fact: EventFact) -> Masked | None:
     """Give what a record without code and text leaves unproven; None if it has one."""
-    if not fact.concept.masked or fact.category is not None:
+    if not fact.concept.masked:
         return None
     return Masked(
         fact.type, fact.reference, "neither code nor text", begin=fact.start, when=fact.when

@@ -186,7 +186,8 @@ class ConsentFact:
     research: bool
     names: tuple[str, ...]
     when: When | None
-    period: When | None
+    period_start: When | None
+    period_end: When | None
     permit: bool | None
     modified: bool
     conflicting: bool
@@ -272,14 +273,11 @@ def _match(fact: Fact, sets: tuple[str, ...]) -> Match | None:
         return fact.concept.match(sets)
     concepts = concepts_of(fact)
     matches = {concept.match(sets) for concept in concepts}
-    for match in Match:
-        if match in matches:
-            # One coding of the category may decide beside an unrelated code, but an
-            # excluded code (a minor procedure) is not made surgery by its category.
-            if match is Match.INCLUDE and Match.EXCLUDE in matches:
-                return Match.EXCLUDE
-            return match
-    return None
+    if Match.INCLUDE in matches and Match.EXCLUDE in matches:
+        # An excluded code (a minor procedure) is not made surgery by its category; but an
+        # allergy whose code and substance differ contradicts itself.
+        return Match.EXCLUDE if fact.category is not None else Match.CONFLICT
+    return next((match for match in Match if match in matches), None)
 
 
 def concepts_of(fact: Fact) -> tuple[Concept, ...]:

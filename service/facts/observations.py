@@ -8,7 +8,7 @@ from operator import attrgetter
 
 from service.facts.dates import BadDate, period_end, read
 from service.facts.model import Masked, ObservationFact
-from service.fhir.record import Located, PatientRecord
+from service.fhir.record import Located, PatientRecord, contained_type
 from service.fhir.resources import (
     DiagnosticReport,
     Observation,
@@ -34,66 +34,116 @@ _PERSONS = ("Patient", "RelatedPerson", "Group", "Practitioner", "PractitionerRo
 
 
 class Panels:
-    """The dates that panels and reports give to their members, and members held inside."""
+    """What panels and reports say of their members.
+
+    ``dates``: the time they give to members without one. ``undatable``: members of a panel
+    whose own date can't be read. ``inside``: members that a panel contains. ``missing``:
+    members that aren't in the record.
+    """
 
     def __init__(self) -> None:
         self.dates: dict[str, When] = {}
-        self.inside: list[tuple[Located, When | None]] = []
+        self.undatable: set[str] = set()
+        self.inside: list[Located] = []
         self.missing: list[Masked] = []
 
 
-def panels_of(record: PatientRecord, zone: tzinfo) -> Panels:
-    """Go through panels and reports and note what they say of their members."""
+def panels_of(record: PatientRecord, zone: tzinfo, own: frozenset[str]) -> Panels:
+    """Go through panels and reports, outer ones first, and note what they say of members."""
     panels = Panels()
-    holders = (
+    pending = [
         *record.resources.get("DiagnosticReport", ()),
         *record.resources.get("Observation", ()),
-    )
-    for located in holders:
-        resource = located.resource
-        if isinstance(resource, DiagnosticReport):
-            members = resource.result
-        elif isinstance(resource, Observation):
-            members = resource.has_member
-        else:
+    ]
+    pending = [located for located in pending if _members(located)]
+    # A panel without a time takes that of the panel it is in: go on until nothing is new.
+    seen: set[tuple[str, When | None]] = set()
+    while pending:
+        holder = pending.pop(0)
+        when, unreadable = _holder_time(holder, panels, zone)
+        if (holder.reference, when) in seen:
             continue
-        if not members or resource.status in ("entered-in-error", "cancelled"):
-            continue
-        try:
-            when = time_of(resource, zone)
-        except BadDate:
-            when = None
-        for member in members:
-            _note(member, located, when, record, panels)
+        seen.add((holder.reference, when))
+        for member in _members(holder):
+            found = _note(member, holder, when, unreadable, record, panels, own)
+            if found is not None and _members(found):
+                pending.append(found)
     return panels
+
+
+def _members(located: Located) -> tuple[Reference, ...]:
+    resource = located.resource
+    if isinstance(resource, DiagnosticReport):
+        members = resource.result
+    elif isinstance(resource, Observation):
+        members = resource.has_member
+    else:
+        return ()
+    return () if resource.status in ("entered-in-error", "cancelled") else members
+
+
+def _holder_time(holder: Located, panels: Panels, zone: tzinfo) -> tuple[When | None, bool]:
+    """Give a panel's time, its own or its panel's, and whether its own can't be read."""
+    assert isinstance(holder.resource, Observation | DiagnosticReport)
+    try:
+        return time_of(holder.resource, zone) or panels.dates.get(holder.reference), False
+    except BadDate:
+        return None, True
 
 
 def _note(
     member: Reference,
     holder: Located,
     when: When | None,
+    unreadable: bool,
     record: PatientRecord,
     panels: Panels,
-) -> None:
+    own: frozenset[str],
+) -> Located | None:
+    """Note what a panel says of a member; give the member if it is there."""
     found = record.resolver.resolve(member, holder)
     if found is None:
-        if record.reading("Observation").assumed:
+        if _is_result(member) and record.reading("Observation").assumed:
             # In files and Bundles a member that isn't there is a result that is lost; a
             # server's search leaves out members of codes that were not asked for.
+            problem = "a panel member is not in the record"
             panels.missing.append(
-                Masked(
-                    "Observation",
-                    holder.reference,
-                    "a panel member is not in the record",
-                    begin=when,
-                    when=when,
-                )
+                Masked("Observation", holder.reference, problem, begin=when, when=when)
             )
-        return
-    if "#" in found.reference and isinstance(found.resource, Observation):
-        panels.inside.append((found, when))
-    elif when is not None:
+        return None
+    if not isinstance(found.resource, Observation):
+        return None
+    if "#" in found.reference:
+        subject = found.resource.subject
+        if subject is not None and record.resolver.owner(subject) not in own:
+            return None
+        if found.reference not in {known.reference for known in panels.inside}:
+            panels.inside.append(found)
+    if when is not None:
         panels.dates.setdefault(found.reference, when)
+    elif unreadable:
+        panels.undatable.add(found.reference)
+    return found
+
+
+def _is_result(member: Reference) -> bool:
+    """Members may be other things than results (a QuestionnaireResponse)."""
+    kind = member.type or _type_named(member.reference or "")
+    return kind in (None, "Observation")
+
+
+def _type_named(reference: str) -> str | None:
+    """Give the resource type that a reference names, if it is written in it."""
+    parts = reference.split("/_history/", maxsplit=1)[0].split("/")
+    named = parts[-2] if len(parts) > 1 else ""
+    return named if named[:1].isupper() else None
+
+
+def require_own_time(located: Located, zone: tzinfo) -> None:
+    """Raise BadDate for a member without a time whose panel's time can't be read."""
+    assert isinstance(located.resource, Observation)
+    if time_of(located.resource, zone) is None:
+        raise BadDate("the panel's date is not a FHIR date")
 
 
 def time_of(resource: Observation | DiagnosticReport, zone: tzinfo) -> When | None:
@@ -117,7 +167,8 @@ def observation_facts(
     located: Located,
     terms: Terms,
     zone: tzinfo,
-    own_references: frozenset[str],
+    record: PatientRecord,
+    own: frozenset[str],
     panel: When | None,
 ) -> Iterator[ObservationFact | Masked]:
     """Yield the facts of one Observation: itself and each component that a set knows.
@@ -137,7 +188,7 @@ def observation_facts(
             components.append((component, found))
     if not concept.roles and not concept.masked and not components:
         return
-    if resource.focus and _someone_else(resource, own_references):
+    if resource.focus and _someone_else(located, record, own):
         return
     when = time_of(resource, zone) or panel
     issued = when is None
@@ -153,17 +204,25 @@ def observation_facts(
         yield _fact(located, resource, component, found, when, issued, terms)
 
 
-def _someone_else(resource: Observation, own: frozenset[str]) -> bool:
-    for focus in resource.focus:
-        reference = focus.reference or ""
-        kind = focus.type or next(
-            (part for part in reference.split("/")[:-1][::-1] if part[:1].isupper()), None
-        )
-        if reference in own:
-            continue
-        if kind is None or kind in _PERSONS:
-            return True
-    return False
+def _someone_else(located: Located, record: PatientRecord, own: frozenset[str]) -> bool:
+    """Tell whether an Observation's focus is another person than the patient (1.3)."""
+    assert isinstance(located.resource, Observation)
+    return any(_is_other_person(focus, located, record, own) for focus in located.resource.focus)
+
+
+def _is_other_person(
+    focus: Reference, located: Located, record: PatientRecord, own: frozenset[str]
+) -> bool:
+    reference = focus.reference or ""
+    if record.resolver.owner(focus) in own:
+        return False
+    if reference.startswith("#"):
+        kind = contained_type(located, reference[1:])
+    else:
+        found = record.resolver.resolve(focus, located)
+        kind = type(found.resource).__name__ if found is not None else None
+    kind = kind or focus.type or _type_named(reference)
+    return kind is None or kind in _PERSONS
 
 
 def _fact(

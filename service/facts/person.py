@@ -37,12 +37,12 @@ def person_of(located: Located, zone: tzinfo) -> Person:
     problem: str | None = None
     if patient.birth_date is not None:
         try:
-            birth = parse(patient.birth_date[:10], zone)
+            birth = parse(patient.birth_date, zone)
         except ValueError:
             problem = "birthDate is not a FHIR date"
     died: When | None = None
     deceased = patient.deceased_boolean
-    if patient.deceased_date_time is not None:
+    if patient.deceased_date_time:
         try:
             died = parse(patient.deceased_date_time, zone)
         except ValueError:

@@ -81,6 +81,8 @@ def consent_fact(located: Located, record: PatientRecord, zone: tzinfo) -> Conse
         if found is not None and isinstance(found.resource, ResearchStudy):
             names += [entry.value for entry in found.resource.identifier if entry.value]
     provision = resource.provision
+    period = provision.period if provision is not None else None
+    read_period(period, zone, "provision.period")
     permit: bool | None = None
     if provision is not None and provision.type in ("permit", "deny"):
         permit = provision.type == "permit"
@@ -92,7 +94,8 @@ def consent_fact(located: Located, record: PatientRecord, zone: tzinfo) -> Conse
         or any("research" in text.lower() for entry in resource.category for text in _texts(entry)),
         names=tuple(names),
         when=read(resource.date_time, zone, "dateTime"),
-        period=read_period(provision.period, zone, "provision.period") if provision else None,
+        period_start=read(period.start, zone, "provision.period.start") if period else None,
+        period_end=read(period.end, zone, "provision.period.end") if period else None,
         permit=permit,
         modified=bool(resource.modifier_extension),
         conflicting=located.conflicting,

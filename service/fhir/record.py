@@ -6,10 +6,10 @@ Source: semantics 1.5 (absence), 1.8 (whose records, copies, contained resources
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -126,6 +126,15 @@ class Resolver(Protocol):
     def resolve(self, reference: Reference | None, within: Located) -> Located | None:
         """Give the resource, contained or elsewhere in the record, or None."""
 
+    def owner(self, subject: Reference | None) -> str | None:
+        """Give the key of the Patient that a reference names, or None."""
+
+    def copies(self, located: Located) -> Sequence[Located]:
+        """Give all kept copies of a resource: several if they differ."""
+
+    def is_rejected(self, reference: str) -> bool:
+        """Tell whether the resource a reference names was there, but not usable."""
+
 
 @dataclass(frozen=True, slots=True)
 class PatientRecord:
@@ -163,6 +172,7 @@ class Pool:
         self.by_reference: dict[str, Located] = {}
         self.patients: dict[str, Located] = {}
         self._copies: dict[str, list[Located]] = {}
+        self._rejected_references: set[str] = set()
         self._owners: dict[str, str | None] = {}
         self._owned: dict[str, list[Located]] = {}
         urls: dict[str, str] = {}
@@ -187,7 +197,9 @@ class Pool:
         reference = f"{kind}/{resource.id}" if resource.id else full_url or f"{kind}/#{number}"
         if full_url:
             urls[full_url] = reference
-            if full_url.endswith(f"/{reference}"):
+            # Other entries may come from elsewhere: the patient's own server is the one that
+            # absolute references must name.
+            if kind == "Patient" and full_url.endswith(f"/{reference}"):
                 self.bases.add(full_url[: -len(reference) - 1])
         located = Located(resource, reference)
         copies = self._copies.get(reference)
@@ -200,6 +212,7 @@ class Pool:
         reference = f"{error.type}/{error.id}" if error.type and error.id else item.full_url
         rejected = Rejected(error.type, reference, error.problem, item.place, error.code)
         self.rejected.append((rejected, error.subject))
+        self._rejected_references.update(url for url in (reference, item.full_url) if url)
         self.messages.append(
             Message("warning", "structure", error.problem, error.type, reference, item.place)
         )
@@ -207,7 +220,9 @@ class Pool:
     def _settle(self, urls: Mapping[str, str]) -> list[Located]:
         settled: list[Located] = []
         for reference, copies in self._copies.items():
-            kept = copies if len(copies) == 1 else settle_copies(copies)
+            kept = copies
+            if len(copies) > 1:
+                kept = self._copies[reference] = settle_copies(copies)
             located = kept[0]
             settled += kept
             self.by_reference[reference] = located
@@ -233,7 +248,8 @@ class Pool:
             resource = located.resource
             if type(resource) in _WITHOUT_SUBJECT:
                 continue
-            owner = self.owner(subject_of(resource))
+            subject = subject_of(resource)
+            owner = self.owner(subject) or self._owner_inside(subject, located)
             if owner is not None:
                 self._owned.setdefault(owner, []).append(located)
             if owner not in self.patients:
@@ -264,6 +280,28 @@ class Pool:
         if named in self.patients or identifier is None or not identifier.value:
             return named
         return self._identifiers.get((identifier.system, identifier.value)) or named
+
+    def _owner_inside(self, subject: Reference | None, located: Located) -> str | None:
+        """Find the patient by the identifier of a Patient that the resource contains."""
+        if subject is None or not (subject.reference or "").startswith("#"):
+            return None
+        inside = contained(located, (subject.reference or "")[1:])
+        if inside is None or not isinstance(inside.resource, Patient):
+            return None
+        owners = {
+            self._identifiers.get((identifier.system, identifier.value))
+            for identifier in inside.resource.identifier
+            if identifier.value
+        } - {None}
+        return owners.pop() if len(owners) == 1 else None
+
+    def copies(self, located: Located) -> Sequence[Located]:
+        """Give all kept copies of a resource: several if they differ."""
+        return self._copies.get(located.reference, (located,))
+
+    def is_rejected(self, reference: str) -> bool:
+        """Tell whether the resource a reference names was there, but not usable."""
+        return self.local(reference) in self._rejected_references
 
     def _named(self, reference: str) -> str | None:
         target = self.local(reference)
@@ -365,29 +403,24 @@ def settle_copies(copies: list[Located]) -> list[Located]:
     """
     if len(copies) == 1:
         return copies
-    distinct: list[Located] = []
-    for located in copies:
-        if all(_content(located) != _content(other) for other in distinct):
-            distinct.append(located)
-    ages = {_age_key(located) for located in distinct}
-    if None not in ages and len(ages) == len(distinct):
-        return [max(distinct, key=lambda located: _age_key(located) or _OLDEST)]
-    if len(distinct) == 1:
-        return [max(copies, key=lambda located: _age_key(located) or _OLDEST)]
-    newest = _newest_by_version(distinct)
-    if newest is not None:
-        return [newest]
-    return [located._replace(conflicting=True) for located in distinct]
-
-
-_OLDEST = (-(2**63), -1)
+    orders: tuple[Callable[[Located], tuple[Any, ...] | None], ...] = (_age_key, _version_number)
+    for order in orders:
+        ages = [order(located) for located in copies]
+        newest = max((age for age in ages if age is not None), default=None)
+        if newest is not None and None not in ages:
+            latest = [located for located, age in zip(copies, ages, strict=True) if age == newest]
+            if all(_content(located) == _content(latest[0]) for located in latest):
+                return latest[:1]
+    if all(_content(located) == _content(copies[0]) for located in copies):
+        return copies[:1]
+    return [located._replace(conflicting=True) for located in copies]
 
 
 def _content(located: Located) -> Resource:
     return msgspec.structs.replace(located.resource, meta=None)
 
 
-def _age_key(located: Located) -> tuple[int, int] | None:
+def _age_key(located: Located) -> tuple[int, tuple[int, int]] | None:
     meta = located.resource.meta
     if meta is None or meta.last_updated is None:
         return None
@@ -395,27 +428,41 @@ def _age_key(located: Located) -> tuple[int, int] | None:
         when = parse(meta.last_updated, UTC)
     except ValueError:
         return None
-    version = meta.version_id or ""
-    return (when.start, int(version) if version.isdecimal() and len(version) < 18 else -1)
+    return when.start, _version_number(located) or (-1, 0)
 
 
-def _newest_by_version(copies: list[Located]) -> Located | None:
-    versions = [located.version or "" for located in copies]
-    if not all(version.isdecimal() and len(version) < 18 for version in versions):
-        return None
-    numbers = [int(version) for version in versions]
-    if len(set(numbers)) != len(numbers):
-        return None
-    return copies[numbers.index(max(numbers))]
+def _version_number(located: Located) -> tuple[int, int] | None:
+    """Give the version as a number, in a form that compares with other keys."""
+    version = located.version or ""
+    return (int(version), 0) if version.isdecimal() and len(version) < 18 else None
 
 
 def contained(within: Located, local_id: str) -> Located | None:
-    """Find a contained resource by its id; None if it isn't there or isn't readable."""
+    """Find a contained resource by its id; None if it isn't there or isn't readable.
+
+    A contained resource refers to others beside it: it is given what it is contained with.
+    """
     for raw in within.resource.contained:
         try:
             resource = decode(raw)
         except Unreadable:
             continue
         if not isinstance(resource, Other) and (resource.id or "").lstrip("#") == local_id:
-            return Located(resource, f"{within.reference}#{local_id}", within.conflicting)
+            beside = msgspec.structs.replace(resource, contained=within.resource.contained)
+            holder = within.reference.split("#")[0]
+            return Located(beside, f"{holder}#{local_id}", within.conflicting)
+    return None
+
+
+def contained_type(within: Located, local_id: str) -> str | None:
+    """Give the type of a contained resource of any type; None if it isn't there."""
+    for raw in within.resource.contained:
+        try:
+            resource = decode(raw)
+        except Unreadable as error:
+            if error.id == local_id:
+                return error.type
+            continue
+        if (resource.id or "").lstrip("#") == local_id:
+            return resource.type if isinstance(resource, Other) else type(resource).__name__
     return None

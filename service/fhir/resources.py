@@ -225,8 +225,13 @@ class Procedure(_Resource, frozen=True, tag="Procedure"):
     recorded: Any = None
 
 
+class MedicationIngredient(_Base, frozen=True):
+    item_codeable_concept: CodeableConcept | None = None
+
+
 class Medication(_Resource, frozen=True, tag="Medication"):
     code: CodeableConcept | None = None
+    ingredient: tuple[MedicationIngredient, ...] = ()
 
 
 class MedicationRequest(_Resource, frozen=True, tag="MedicationRequest"):
@@ -567,17 +572,48 @@ def _other(raw: bytes | msgspec.Raw, why: str) -> Other:
 def _unreadable(raw: bytes | msgspec.Raw, why: str) -> Unreadable:
     loose = _loose(raw)
     kind, found = loose.get("resourceType"), loose.get("id")
-    code = next((loose[name] for name in _CODE_FIELDS if loose.get(name) is not None), None)
-    if isinstance(code, dict) and isinstance(code.get("concept"), dict):
-        code = code["concept"]  # R5 CodeableReference
     subject = next((loose[name] for name in _SUBJECT_FIELDS if loose.get(name) is not None), None)
     return Unreadable(
         why,
         type=kind if isinstance(kind, str) else None,
         id=found if isinstance(found, str) else None,
-        code=_convert(code, CodeableConcept),
+        code=_joined_code(loose),
         subject=_convert(subject, Reference),
     )
+
+
+def _joined_code(loose: dict[str, Any]) -> CodeableConcept | None:
+    """Join all codes that tell what a resource may be; None if that can't be told.
+
+    A panel may hold any result; a component, a category or a reaction's substance may be
+    what a rule looks for, beside the main code.
+    """
+    if loose.get("hasMember") or loose.get("resourceType") == "DiagnosticReport":
+        return None
+    stated = [loose[name] for name in _CODE_FIELDS if loose.get(name) is not None]
+    for field, inner in (("component", "code"), ("reaction", "substance")):
+        for part in _listed(loose.get(field)):
+            if not isinstance(part, dict):
+                return None
+            if part.get(inner) is not None:
+                stated.append(part[inner])
+    if loose.get("resourceType") == "Procedure" and loose.get("category") is not None:
+        stated.append(loose["category"])
+    codings: tuple[Coding, ...] = ()
+    texts: list[str] = []
+    for value in stated:
+        if isinstance(value, dict) and isinstance(value.get("concept"), dict):
+            value = value["concept"]  # R5 CodeableReference  # noqa: PLW2901
+        concept = _convert(value, CodeableConcept)
+        if concept is None:
+            return None
+        codings += concept.coding
+        texts += [concept.text] if concept.text else []
+    return CodeableConcept(codings, "; ".join(texts) or None) if stated else None
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _convert(value: object, kind: type[_T]) -> _T | None:

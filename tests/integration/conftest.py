@@ -136,7 +136,7 @@ def closing() -> Iterator[Callable[[Any], Any]]:
     """Close what a test opened."""
     opened: list[Any] = []
 
-    def keep(found: Any) -> Any:  # noqa: ANN401 - whatever can be closed
+    def keep(found: Any) -> Any:
         opened.append(found)
         return found
 

@@ -62,7 +62,8 @@ def rows(table: str) -> list[tuple[str, str, Outcome]]:
     header, *lines = (line.split() for line in table.strip().splitlines())
     return [
         (line[0], column, LETTERS[cell])
-        for line in lines for column, cell in zip(header, line[1:], strict=True)
+        for line in lines
+        for column, cell in zip(header, line[1:], strict=True)
     ]
 
 
@@ -208,8 +209,12 @@ def test_unknown_is_given_only_if_the_unknown_parts_could_decide(outcomes: list[
 def test_the_reasons_for_unknown_come_in_the_order_of_the_semantics() -> None:
     """Judgement first, then what the semantics list, then the checks of a result (1.1, 1.3)."""
     stated = (
-        Reason.JUDGEMENT_REQUIRED, Reason.UNCONFIRMED, Reason.STATUS_NOT_RECORDED,
-        Reason.INDETERMINATE_DATE, Reason.CONFLICTING_DATA, Reason.UNMAPPED_CODE,
+        Reason.JUDGEMENT_REQUIRED,
+        Reason.UNCONFIRMED,
+        Reason.STATUS_NOT_RECORDED,
+        Reason.INDETERMINATE_DATE,
+        Reason.CONFLICTING_DATA,
+        Reason.UNMAPPED_CODE,
         Reason.SOURCE_UNAVAILABLE,
     )
     assert UNKNOWN_ORDER[: len(stated)] == stated
@@ -219,8 +224,12 @@ def test_the_reasons_for_unknown_come_in_the_order_of_the_semantics() -> None:
 def test_every_reason_is_either_a_decision_or_has_its_place_among_the_unknown() -> None:
     """No reason for unknown can be forgotten when several meet."""
     decided = {
-        Reason.VALUE_MEETS, Reason.VALUE_VIOLATES, Reason.RECORD_PRESENT, Reason.RECORD_ABSENT,
-        Reason.NOT_APPLICABLE, Reason.ATTESTED,
+        Reason.VALUE_MEETS,
+        Reason.VALUE_VIOLATES,
+        Reason.RECORD_PRESENT,
+        Reason.RECORD_ABSENT,
+        Reason.NOT_APPLICABLE,
+        Reason.ATTESTED,
     }
     assert set(UNKNOWN_ORDER) | decided == set(Reason)
     assert not set(UNKNOWN_ORDER) & decided

@@ -144,7 +144,12 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
             if effect == "judgement" and other.draft.reason in _UNUSABLE:
                 # The other kind was tested too, and its own reason says what is missing.
                 return None
-            if other.polarity is Polarity.NEGATIVE and _since(other, result.latest.top):
+            if other.polarity is not Polarity.NEGATIVE:
+                continue
+            since = _since(other, result.latest.top)
+            if since is None:
+                return _undated(finding, result.latest.top)
+            if since:
                 if then == "pass" and self._fresh(other, ctx) is not True:
                     return self._aged(other, ctx)
                 effect = then
@@ -232,7 +237,7 @@ class ViralInfection(RuleBase, frozen=True, kw_only=True, tag="viral-infection")
             if fact.reference in references
         ]
         return any(
-            result.polarity is Polarity.NEGATIVE and _since(result, dated)
+            result.polarity is Polarity.NEGATIVE and _since(result, dated) is not False
             for result in tested
             if result.kind.name in self.condition_cleared_by
         )
@@ -285,12 +290,30 @@ _UNUSABLE = (
 )
 
 
-def _since(result: _Tested, facts: Sequence[Fact]) -> bool:
-    """Tell whether a result is of the time of the records or later."""
-    return all(
-        test.when is not None
-        and all(fact.when is None or not test.when.definitely_before(fact.when) for fact in facts)
-        for test in result.latest.top
+def _since(result: _Tested, facts: Sequence[Fact]) -> bool | None:
+    """Tell whether a result is of the time of the records or later; None if not known."""
+    answers = {_not_before(test, fact) for test in result.latest.top for fact in facts}
+    if answers == {True}:
+        return True
+    return False if False in answers else None
+
+
+def _not_before(test: Fact, fact: Fact) -> bool | None:
+    if test.when is None or fact.when is None:
+        return None
+    if test.when.definitely_before(fact.when):
+        return False
+    sure = fact.when.definitely_before(test.when) or fact.when.same_time(test.when)
+    return True if sure else None
+
+
+def _undated(finding: Finding, facts: Sequence[Fact]) -> Finding:
+    reason = Reason.INDETERMINATE_DATE
+    return finding._replace(
+        outcome=Outcome.UNKNOWN,
+        reason=reason,
+        message=f"{finding.message}; the negative test may be of an earlier time",
+        settled_by=tuple(settles(reason, fact.reference) for fact in facts),
     )
 
 

@@ -20,7 +20,7 @@ from service.criteria.context import (
     unique,
     worst,
 )
-from service.criteria.latest import judge_latest, observations, select
+from service.criteria.latest import judge_latest, observations, select, without_replaced
 from service.criteria.model import Evidence, Settles
 from service.criteria.reading import (
     Polarity,
@@ -96,7 +96,9 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
         stated: list[ConditionFact],
     ) -> Finding:
         """Go through what is left when no confirmed record states the lineage."""
-        gaps = ctx.gaps(("Condition",), (*self.stated, *self.other, *self.unstated))
+        gaps = ctx.gaps(
+            ("Condition",), (*self.stated, *self.other, *self.unstated, *self.unspecified)
+        )
         copies = [fact for fact in stated if fact.conflicting and _firm(fact)]
         if copies:
             return _unknown(Reason.CONFLICTING_DATA, "copies of the diagnosis differ", copies)
@@ -184,67 +186,93 @@ class Lineage(RuleBase, frozen=True, kw_only=True, tag="lineage"):
         return ("unmapped-code", "conflicting-data", "unconfirmed", "source-unavailable")
 
 
-def relapses(ctx: Context, codes: Sequence[str], diagnosis: Sequence[str]) -> list[ConditionFact]:
-    """List relapses: of a relapse code, or of the diagnosis with status relapse (I2.b)."""
-    coded = [fact for match, fact in _conditions(ctx, codes) if match is Match.INCLUDE]
-    relapsed = [
-        fact
-        for match, fact in _conditions(ctx, diagnosis)
-        if match is not Match.EXCLUDE
-        and match is not Match.UNMAPPED
-        and fact.clinical in ("relapse", "recurrence")
-    ]
-    return list({id(fact): fact for fact in (*coded, *relapsed)}.values())
+class _Relapsing(RuleBase, frozen=True, kw_only=True):
+    """What rules about relapse share: how a relapse of the disease is told (I2.b).
+
+    ``relapse``: relapse codes. ``diagnosis``: codes of the disease, whose status may be
+    relapse. A ``generic`` relapse code beside a coding of ``other_disease`` is that one's.
+    """
+
+    relapse: SetNames
+    diagnosis: SetNames
+    other_disease: tuple[str, ...] = ()
+    generic: tuple[str, ...] = ()
+
+    def relapses(self, ctx: Context) -> list[tuple[Match, ConditionFact]]:
+        """List relapses: of a relapse code, or of the diagnosis with status relapse."""
+        found: dict[int, tuple[Match, ConditionFact]] = {}
+        for match, fact in _conditions(ctx, self.relapse):
+            if match is not Match.EXCLUDE and self._of_the_disease(fact):
+                found[id(fact)] = (match, fact)
+        for match, fact in _conditions(ctx, self.diagnosis):
+            if match is not Match.EXCLUDE and fact.clinical in ("relapse", "recurrence"):
+                found.setdefault(id(fact), (match, fact))
+                if match is Match.INCLUDE:
+                    found[id(fact)] = (match, fact)
+        return list(found.values())
+
+    def _of_the_disease(self, fact: ConditionFact) -> bool:
+        if fact.concept.included(self.diagnosis):
+            return True
+        return fact.concept.only_by(self.other_disease, (*self.generic, *self.relapse))
+
+    def reads(self) -> Iterator[Reads]:
+        yield Reads(
+            "Condition", (*self.relapse, *self.diagnosis, *self.other_disease, *self.generic)
+        )
 
 
-class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-duration"):
+class RemissionDuration(_Relapsing, frozen=True, kw_only=True, tag="remission-duration"):
     """How long the first remission lasted until relapse (I2.b)."""
 
     at_most: WindowText
     remission: SetNames
     remission_status: tuple[str, ...] = ()
     remission_value: tuple[str, ...] = ()
-    relapse: SetNames
-    diagnosis: SetNames
     transplant: tuple[str, ...] = ()
     question: str
 
     def evaluate(self, ctx: Context) -> Draft:
         remissions = self._remissions(ctx)
-        relapsed = [f for f in relapses(ctx, self.relapse, self.diagnosis) if _firm(f)]
+        relapsed = [fact for _, fact in self.relapses(ctx)]
         shown = tuple(evidence_of(fact) for fact in (*remissions, *relapsed))
-        dated = [fact for fact in remissions if fact.when is not None]
+        dated = [fact for fact in remissions if fact.when is not None and _firm(fact)]
         if not dated:
             return self._judge("no dated first remission on record", shown)
         first = min(dated, key=lambda fact: fact.when.start if fact.when else 0)
         began = first.when
         assert began is not None
-        later = [
-            fact
-            for fact in relapsed
-            if fact.onset is not None and not fact.onset.definitely_before(began)
-        ]
-        before = self._preceding(ctx, began, relapsed)
+        before = self._preceding(ctx, began, remissions, relapsed)
         if before:
             shown = unique(shown, (evidence_of(fact) for fact in before))
-            return self._judge("a relapse or a transplantation precedes that remission", shown)
+            return self._judge("it isn't certain that this remission was the first", shown)
+        later = [
+            fact
+            for match, fact in self.relapses(ctx)
+            if match is Match.INCLUDE
+            and _firm(fact)
+            and fact is not first
+            and fact.onset is not None
+            and not fact.onset.definitely_before(began)
+            and not fact.onset.same_time(began)
+        ]
         if not later:
             return self._judge("no relapse after the first remission on record", shown)
         relapse = min(later, key=lambda fact: fact.onset.start if fact.onset else 0)
-        gaps = ctx.gaps(
-            ("Condition", "Observation", "Procedure"),
-            (
-                *self.remission,
-                *self.remission_status,
-                *self.relapse,
-                *self.diagnosis,
-                *self.transplant,
-            ),
-        )
+        gaps = ctx.gaps(("Condition", "Observation", "Procedure"), self._sets())
         if gaps:
             missing = unavailable(gaps, (*self.remission, *self.relapse), "the first remission")
             return draft_of(missing._replace(evidence=shown))
         return self._compared(began, first, relapse, shown)
+
+    def _sets(self) -> tuple[str, ...]:
+        return (
+            *self.remission,
+            *self.remission_status,
+            *self.relapse,
+            *self.diagnosis,
+            *self.transplant,
+        )
 
     def _compared(
         self, began: When, first: Fact, relapse: ConditionFact, shown: tuple[Evidence, ...]
@@ -257,7 +285,7 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         evidence = tuple(
             entry._replace(compared=text, threshold=f"<= {self.at_most}") for entry in shown
         )
-        after = began.definitely_before(relapse.onset) or began.same_time(relapse.onset)
+        after = began.definitely_before(relapse.onset)
         if after and relapse.onset.last <= forward(began.first, window):
             return Draft(Outcome.PASS, Reason.VALUE_MEETS, text, evidence, assumptions)
         if relapse.onset.first > forward(began.last, window):
@@ -267,15 +295,23 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         )
 
     def _remissions(self, ctx: Context) -> list[Fact]:
+        """List remissions on record, those that aren't confirmed included."""
         found: list[Fact] = [
-            fact
-            for match, fact in _conditions(ctx, self.remission)
-            if match is Match.INCLUDE and _firm(fact)
+            fact for match, fact in _conditions(ctx, self.remission) if match is Match.INCLUDE
         ]
-        for match, fact in observations(ctx, self.remission_status):
-            stated = fact.coded is not None and fact.coded.included(self.remission_value)
-            if match is Match.INCLUDE and stated and not fact.modified:
-                found += [fact] if self._of_disease(fact, ctx) else []
+        stated: list[Fact] = [
+            fact
+            for match, fact in observations(ctx, self.remission_status)
+            if match is Match.INCLUDE and fact.coded is not None and not fact.modified
+        ]
+        found += [
+            fact
+            for fact in without_replaced(stated)
+            if isinstance(fact, ObservationFact)
+            and fact.coded is not None
+            and fact.coded.included(self.remission_value)
+            and self._of_disease(fact, ctx)
+        ]
         return found
 
     def _of_disease(self, fact: ObservationFact, ctx: Context) -> bool:
@@ -285,12 +321,21 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
             c.concept.included((*self.diagnosis, *self.remission, *self.relapse)) for c in focused
         )
 
-    def _preceding(self, ctx: Context, began: When, relapsed: list[ConditionFact]) -> list[Fact]:
+    def _preceding(
+        self,
+        ctx: Context,
+        began: When,
+        remissions: list[Fact],
+        relapsed: list[ConditionFact],
+    ) -> list[Fact]:
         """List what shows that the remission may not be the first."""
         found: list[Fact] = [
+            fact for fact in relapsed if fact.onset is None or fact.onset.definitely_before(began)
+        ]
+        found += [
             fact
-            for fact in relapsed
-            if fact.onset is not None and fact.onset.definitely_before(began)
+            for fact in remissions
+            if not _firm(fact) and (fact.when is None or not began.definitely_before(fact.when))
         ]
         found += [
             fact
@@ -318,9 +363,8 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         )
 
     def reads(self) -> Iterator[Reads]:
-        yield Reads(
-            "Condition", (*self.remission, *self.relapse, *self.diagnosis, *self.transplant)
-        )
+        yield from super().reads()
+        yield Reads("Condition", (*self.remission, *self.transplant))
         yield Reads("Observation", (*self.remission_status, *self.remission_value))
         yield Reads("Procedure", self.transplant)
 
@@ -328,13 +372,11 @@ class RemissionDuration(RuleBase, frozen=True, kw_only=True, tag="remission-dura
         return ("judgement-required", "indeterminate-date", "source-unavailable")
 
 
-class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-after-transplant"):
+class RelapseAfterTransplant(_Relapsing, frozen=True, kw_only=True, tag="relapse-after-transplant"):
     """A relapse, positive residual disease or blasts after the latest transplantation (I2.d)."""
 
     transplant: SetNames
     transplant_status: tuple[str, ...] = ()
-    relapse: SetNames
-    diagnosis: SetNames
     residual: SetNames
     residual_from: Decimal
     blasts: SetNames
@@ -347,7 +389,7 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
         if not done and not status:
             draft = self._none(ctx, doubtful)
         else:
-            draft = self._after(ctx, done, status)
+            draft = self._after(ctx, done, status, doubtful)
         return Draft(
             draft.outcome,
             draft.reason,
@@ -396,15 +438,14 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
             return Reason.UNMAPPED_CODE
         return Reason.CONFLICTING_DATA
 
-    def _after(self, ctx: Context, done: list[Fact], status: list[Fact]) -> Draft:
+    def _after(
+        self, ctx: Context, done: list[Fact], status: list[Fact], doubtful: list[Fact]
+    ) -> Draft:
         since = self._since(done) if done else self._earliest(status)
         findings = self._findings(ctx, since)
         passed = [finding for finding in findings if finding.outcome is Outcome.PASS]
         if passed:
-            gaps = ctx.gaps(("Procedure",), self.transplant)
-            if gaps and done:
-                return draft_of(unavailable(gaps, self.transplant, "a later transplantation"))
-            return draft_of(passed[0]._replace(evidence=unique(*(f.evidence for f in passed))))
+            return draft_of(self._passed(ctx, passed, since, doubtful))
         decided = worst([f for f in findings if f.outcome is Outcome.UNKNOWN])
         if decided is not None:
             return draft_of(decided)
@@ -416,13 +457,52 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
                     status,
                 )
             )
-        sets = (*self.relapse, *self.diagnosis, *self.residual, *self.blasts, *self.transplant)
+        sets = (
+            *self.relapse,
+            *self.diagnosis,
+            *self.residual,
+            *self.blasts,
+            *self.reports,
+            *self.transplant,
+        )
         gaps = ctx.gaps(("Procedure", "Condition", "Observation"), sets)
         if gaps:
             return draft_of(unavailable(gaps, sets, "a relapse after transplantation"))
         return Draft(
             Outcome.FAIL, Reason.RECORD_ABSENT, "no relapse on record after the transplantation"
         )
+
+    def _passed(
+        self,
+        ctx: Context,
+        passed: list[Finding],
+        since: When | None,
+        doubtful: list[Fact],
+    ) -> Finding:
+        """Pass, unless a later transplantation may be missing or isn't certain."""
+        evidence = unique(*(finding.evidence for finding in passed))
+        gaps = ctx.gaps(("Procedure",), self.transplant)
+        if gaps:
+            missing = unavailable(gaps, self.transplant, "a later transplantation")
+            return missing._replace(evidence=evidence)
+        later = [fact for fact in doubtful if _placed(fact.when, since) is not False]
+        if later:
+            # What came after every one of them is after the latest transplantation anyhow.
+            after_all = [
+                finding
+                for latest in [self._since([*later])]
+                for finding in self._findings(ctx, latest)
+                if finding.outcome is Outcome.PASS
+            ]
+            if not after_all:
+                found = [
+                    _unknown(
+                        self._doubt(fact), "a later transplantation may have been done", (fact,)
+                    )
+                    for fact in later
+                ]
+                return (worst(found) or found[0])._replace(evidence=evidence)
+        return passed[0]._replace(evidence=evidence)
 
     @staticmethod
     def _since(done: list[Fact]) -> When | None:
@@ -438,19 +518,13 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
 
     def _findings(self, ctx: Context, since: When | None) -> list[Finding]:
         found: list[Finding] = []
-        for relapse in relapses(ctx, self.relapse, self.diagnosis):
-            found += self._of_relapse(relapse, since, ctx)
-        results: list[Finding] = []
-        for match, fact in observations(ctx, (*self.residual, *self.blasts)):
-            if not fact.has_value and not fact.interpretation:
-                continue
-            placed = _placed(fact.when, since)
-            if placed is False:
-                continue
-            finding = self._of_result(fact, ctx)
-            if match is Match.CONFLICT:
-                finding = _unknown(Reason.CONFLICTING_DATA, "codes contradict each other", (fact,))
-            results += [finding] if placed else _undated(finding, fact)
+        for match, relapse in self.relapses(ctx):
+            found += self._of_relapse(match, relapse, since)
+        results = [
+            finding
+            for kind in (self.residual, self.blasts)
+            for finding in self._of_kind(kind, since, ctx)
+        ]
         found += [finding for finding in results if finding.outcome is not Outcome.FAIL]
         if not found and not results:
             for _, fact in observations(ctx, self.reports):
@@ -460,17 +534,66 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
                     )
         return found
 
-    def _of_relapse(self, fact: ConditionFact, since: When | None, ctx: Context) -> list[Finding]:
+    def _of_kind(self, kind: tuple[str, ...], since: When | None, ctx: Context) -> list[Finding]:
+        """Judge each result of a kind; those of one time must agree (1.3)."""
+        valued: list[Fact] = [
+            fact for _, fact in observations(ctx, kind) if fact.has_value or fact.interpretation
+        ]
+        facts = without_replaced(valued)
+        judged = [
+            (fact, self._placed_result(fact, since, ctx))
+            for fact in facts
+            if isinstance(fact, ObservationFact)
+        ]
+        found: list[Finding] = []
+        for fact, finding in judged:
+            if finding is None:
+                continue
+            differing = [
+                other
+                for other, theirs in judged
+                if theirs is not None
+                and theirs.outcome is not finding.outcome
+                and fact.when is not None
+                and other.when is not None
+                and fact.when.same_time(other.when)
+            ]
+            found.append(
+                _unknown(
+                    Reason.CONFLICTING_DATA, "results of the same time differ", (fact, *differing)
+                )
+                if differing
+                else finding
+            )
+        return found
+
+    def _placed_result(
+        self, fact: ObservationFact, since: When | None, ctx: Context
+    ) -> Finding | None:
+        placed = _placed(fact.when, since)
+        if placed is False:
+            return None
+        if fact.concept.match((*self.residual, *self.blasts)) is Match.CONFLICT:
+            finding = _unknown(Reason.CONFLICTING_DATA, "codes contradict each other", (fact,))
+        else:
+            finding = self._of_result(fact, ctx)
+        if placed is None and finding.outcome is Outcome.PASS:
+            # What may or may not lie after the transplantation can't decide.
+            text = "it isn't known whether this was after the transplantation"
+            return _unknown(Reason.INDETERMINATE_DATE, text, (fact,))
+        return finding
+
+    def _of_relapse(self, match: Match, fact: ConditionFact, since: When | None) -> list[Finding]:
         placed = _placed(fact.onset, since)
         active = fact.clinical in ("active", "relapse", "recurrence")
-        if placed is False and not active:
+        if placed is False and (not active or not _firm(fact) or match is not Match.INCLUDE):
             return []
         if not _firm(fact):
-            if placed is False:
-                return []
             return [_unknown(Reason.UNCONFIRMED, "the relapse is not confirmed", (fact,))]
-        if fact.conflicting:
-            return [_unknown(Reason.CONFLICTING_DATA, "copies of the relapse differ", (fact,))]
+        if match is Match.UNMAPPED:
+            return [_unknown(Reason.UNMAPPED_CODE, "a relapse is named without code", (fact,))]
+        if fact.conflicting or match is Match.CONFLICT:
+            return [_unknown(Reason.CONFLICTING_DATA, "the relapse contradicts itself", (fact,))]
         if placed is not True:
             text = "the relapse is active, but its onset is not after the transplantation"
             return [_unknown(Reason.INDETERMINATE_DATE, text, (fact,))]
@@ -530,11 +653,9 @@ class RelapseAfterTransplant(RuleBase, frozen=True, kw_only=True, tag="relapse-a
         )
 
     def reads(self) -> Iterator[Reads]:
+        yield from super().reads()
         yield Reads("Procedure", (*self.transplant, *self.transplant_status))
-        yield Reads(
-            "Condition",
-            (*self.transplant, *self.transplant_status, *self.relapse, *self.diagnosis),
-        )
+        yield Reads("Condition", (*self.transplant, *self.transplant_status))
         yield Reads("Observation", (*self.residual, *self.blasts, *self.reports))
 
     def unknowns(self) -> tuple[str, ...]:
@@ -557,14 +678,6 @@ def _placed(when: When | None, since: When | None) -> bool | None:
     if since.definitely_before(when):
         return True
     return False if when.definitely_before(since) else None
-
-
-def _undated(finding: Finding, fact: Fact) -> list[Finding]:
-    """What may or may not lie after the transplantation can't decide."""
-    if finding.outcome is Outcome.PASS:
-        text = "it isn't known whether this was after the transplantation"
-        return [_unknown(Reason.INDETERMINATE_DATE, text, (fact,))]
-    return [finding]
 
 
 def percent_of(fact: ObservationFact, ctx: Context) -> Interval | Reason:

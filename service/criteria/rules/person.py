@@ -18,11 +18,19 @@ class Alive(RuleBase, frozen=True, kw_only=True, tag="alive"):
         person = ctx.facts.person
         dead: bool | None = bool(person.deceased)
         recorded = "deceased" if person.deceased else None
-        if person.died is not None:
+        if person.died is not None and not person.deceased:
             # A partial date of death counts if death may have occurred (semantics 1.5).
             dead = ctx.past(person.died) is not False
             recorded = f"died {person.died.text}"
         evidence = (Evidence(person.reference, recorded=recorded, version=person.version),)
+        if person.conflicting:
+            return Draft(
+                Outcome.UNKNOWN,
+                Reason.CONFLICTING_DATA,
+                "versions of the Patient differ",
+                evidence,
+                settled_by=(Settles("which version of the Patient holds", "Patient"),),
+            )
         if dead:
             return Draft(Outcome.FAIL, Reason.RECORD_PRESENT, "the patient has died", evidence)
         return Draft(Outcome.PASS, Reason.RECORD_ABSENT, "no death on record", evidence)

@@ -116,7 +116,7 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         matched = [
             (match, fact)
             for match, fact in ctx.find(self.resource, self.codes)
-            if match is not Match.EXCLUDE and not self._left_out(fact)
+            if match is not Match.EXCLUDE and not self._left_out(match, fact)
         ]
         if self.resource == "Condition" and self.when in ("active", "recent"):
             conditions = [
@@ -125,11 +125,11 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             return [self.of_course(course, ctx) for course in courses(conditions, ctx)]
         return [self._of_record(match, fact, ctx) for match, fact in matched]
 
-    def _left_out(self, fact: Fact) -> bool:
+    def _left_out(self, match: Match, fact: Fact) -> bool:
         concept = fact.concept
-        return concept.included(self.not_if_in) or any(
-            name in concept.keywords for name in self.not_if_in
-        )
+        if concept.included(self.not_if_in):
+            return True
+        return match is Match.UNMAPPED and any(name in concept.keywords for name in self.not_if_in)
 
     def of_course(self, course: Course, ctx: Context) -> Finding:
         """Judge a condition by all records of its code."""
@@ -155,22 +155,35 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         return self._finding(course.match, course.deciding, course.facts, then, reason, ctx)
 
     def _recent(self, course: Course, ctx: Context) -> Finding | None:
-        """One dated within the window counts whether or not it is active."""
-        if self.within is None or course.unconfirmed:
+        """One that began or ended within the window counts whether or not it is active."""
+        if self.within is None:
             return None
         window = window_of(self.within)
+        doubtful: Finding | None = None
         for fact in course.facts:
-            firm = fact.confirmed and not fact.modified
-            if firm and fact.onset is not None and ctx.within(fact.onset, window):
-                return self._finding(course.match, (fact,), course.facts, self.then, None, ctx)
-        return None
+            tests = [ctx.within(when, window) for when in (fact.onset, fact.abated) if when]
+            reason = None if True in tests else Reason.INDETERMINATE_DATE
+            if not fact.confirmed or fact.modified:
+                reason = Reason.UNCONFIRMED
+            if True not in tests and None not in tests:
+                continue
+            finding = self._finding(course.match, (fact,), course.facts, self.then, reason, ctx)
+            if reason is None:
+                return finding
+            doubtful = doubtful or finding
+        # An active one counts without a date within the window.
+        return doubtful if course.activity is Activity.INACTIVE else None
 
     @staticmethod
     def _dated(fact: Fact, window: str, ctx: Context) -> Reason | None:
         """Test a window: None inside, RECORD_ABSENT outside, else INDETERMINATE_DATE."""
-        if fact.when is None:
+        when = fact.when
+        if isinstance(fact, EventFact) and when is not None and when.first > ctx.as_of:
+            # What has begun by the day but ends after it is not yet over.
+            when = fact.start or when
+        if when is None:
             return Reason.INDETERMINATE_DATE
-        inside = ctx.within(fact.when, window_of(window))
+        inside = ctx.within(when, window_of(window))
         if inside is None:
             return Reason.INDETERMINATE_DATE
         return None if inside else Reason.RECORD_ABSENT
@@ -252,6 +265,8 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def _of_index(self, fact: Fact, ctx: Context) -> bool:
         if not self.judgement_if_in or not fact.concept.included(self.judgement_if_in):
+            return False
+        if not fact.concept.only_by(self.codes, self.judgement_if_in):
             return False
         return any(match is not Match.EXCLUDE for match, _ in ctx.find("Condition", ctx.index_sets))
 

@@ -70,16 +70,15 @@ class PregnancyTests(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         coded = [
             fact
             for match, fact in ctx.find("Condition", self.codes)
-            if match in (Match.INCLUDE, Match.CONFLICT)
-            and isinstance(fact, ConditionFact)
-            and fact.confirmed
-            and not fact.modified
+            if match in (Match.INCLUDE, Match.CONFLICT) and isinstance(fact, ConditionFact)
         ]
-        return select(ctx, self.results, coded=True, also=coded)
+        return select(ctx, self.results, coded=True, also=coded, also_in=self.codes)
 
     def polarity(self, fact: Fact, ctx: Context) -> Polarity | Reason:
         """Read one test."""
         if isinstance(fact, ConditionFact):
+            if not fact.confirmed or fact.modified:
+                return Reason.UNCONFIRMED
             positive = fact.concept.included(self.positive_codes)
             if positive and fact.concept.included(self.negative_codes):
                 return Reason.CONFLICTING_DATA
@@ -193,7 +192,7 @@ class PregnancyTest(RuleBase, frozen=True, kw_only=True, tag="pregnancy-test"):
     def _not_childbearing(self, ctx: Context) -> list[Fact]:
         return [
             fact
-            for kind in ("Condition", "Procedure", "Observation")
+            for kind in ("Condition", "Procedure")
             for match, fact in ctx.find(kind, self.not_childbearing)
             if match is Match.INCLUDE and not fact.conflicting and not fact.modified and _sure(fact)
         ]
@@ -300,7 +299,7 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
         )
 
     def _by_status(self, ctx: Context) -> list[Finding]:
-        latest = select(ctx, self.status, keep=lambda fact: fact.coded is not None)
+        latest = select(ctx, self.status)
         if latest.gaps:
             return [unavailable(latest.gaps, self.status, "pregnancy status")]
         findings = []
@@ -326,14 +325,13 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
         return findings
 
     def _status(self, fact: ObservationFact, ctx: Context) -> Finding | None:
-        assert fact.coded is not None
         evidence = (evidence_of(fact),)
         assumptions = assumptions_of(fact)
         if fact.conflicting:
             return self._open(fact, Reason.CONFLICTING_DATA)
         if fact.modified:
             return self._open(fact, Reason.UNREADABLE_VALUE)
-        if fact.coded.included(self.status_not_pregnant):
+        if fact.coded is not None and fact.coded.included(self.status_not_pregnant):
             recent = fact.when is not None and ctx.within(fact.when, window_of(self.recent))
             if not recent:
                 return None
@@ -344,7 +342,7 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
                 evidence,
                 assumptions,
             )
-        if not fact.coded.included(self.status_pregnant):
+        if fact.coded is None or not fact.coded.included(self.status_pregnant):
             if (
                 fact.when is not None
                 and ctx.within(fact.when, window_of(self.begun_within)) is False

@@ -10,7 +10,14 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from service.criteria.context import Context, Draft, Finding, evidence_of
+from service.criteria.context import (
+    Context,
+    Draft,
+    Finding,
+    draft_of,
+    evidence_of,
+    unavailable,
+)
 from service.criteria.latest import Latest, judge_latest, observations, select
 from service.criteria.reading import (
     Limit,
@@ -33,7 +40,7 @@ from service.criteria.rules.base import (
 from service.facts.model import ObservationFact
 from service.terms import Match
 from service.values.logic import Outcome, Reason
-from service.values.quantities import Interval, Measured, Unit, number_text
+from service.values.quantities import Interval, Measured, Unit, number_text, read_text
 
 Multiple = Annotated[Decimal, msgspec.Meta(description="multiple of the limit of normal")]
 
@@ -257,6 +264,10 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
             what=self._what(),
             window=window,
         )
+        if not latest.gaps and other.gaps and draft.outcome is Outcome.PASS:
+            # A later result by another method might stand against this one.
+            missing = unavailable(other.gaps, methods.other, self._what())
+            return draft_of(missing._replace(evidence=draft.evidence))
         if latest.gaps or not other.top:
             return draft
         return self._weighed(ctx, draft, latest, other)
@@ -276,7 +287,7 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         )
         in_window = [
             fact
-            for fact in other.top
+            for fact in (*other.top, *other.older)
             if window is None or fact.when is None or ctx.within(fact.when, window) is not False
         ]
         if not in_window:
@@ -503,7 +514,6 @@ class Ordinal(RuleBase, frozen=True, kw_only=True, tag="ordinal"):
 
     def _read(self, fact: ObservationFact, ctx: Context) -> set[int]:
         """Give the grades a result may mean; empty if it can't be read."""
-        grades = {int(grade) for grade in self.grades}
         if fact.coded is not None:
             coded = {
                 int(grade)
@@ -514,18 +524,17 @@ class Ordinal(RuleBase, frozen=True, kw_only=True, tag="ordinal"):
                 return set()
             if coded:
                 return coded
-            for text in fact.coded.texts:
-                found = self._of_text(text)
-                if found is not None:
-                    return {found} & grades
-            return set()
+            stated = [found for text in fact.coded.texts if (found := self._of_text(text))]
+            return self._grades(stated[0]) if stated else set()
         if fact.text is not None:
             found = self._of_text(fact.text)
-            return set() if found is None else {found} & grades
+            return set() if found is None else self._grades(found)
         measured = read_number(fact, ctx.facts.terms)
-        if isinstance(measured, Reason):
-            return set()
-        interval = measured.interval
+        return set() if isinstance(measured, Reason) else self._grades(measured.interval)
+
+    def _grades(self, interval: Interval) -> set[int]:
+        """Give the whole grades that lie in an interval; none if it leaves the scale."""
+        grades = {int(grade) for grade in self.grades}
         if interval.exact is not None:
             return {grade for grade in grades if grade == interval.exact}
         highest = max(grades)
@@ -538,11 +547,14 @@ class Ordinal(RuleBase, frozen=True, kw_only=True, tag="ordinal"):
             and interval.at_most(Fraction(grade)) is not False
         }
 
-    def _of_text(self, text: str) -> int | None:
+    def _of_text(self, text: str) -> Interval | None:
+        """Read a text as a number, after the scale's own words."""
         words = "|".join(re.escape(prefix.lower()) for prefix in self.prefixes)
-        pattern = rf"(?:(?:{words})[\s:=]*)*(\d)" if words else r"(\d)"
-        found = re.fullmatch(pattern, text.strip().lower())
-        return int(found[1]) if found else None
+        plain = text.strip().lower()
+        if words:
+            plain = re.sub(rf"^(?:(?:{words})[\s:=]*)+", "", plain)
+        read = read_text(plain)
+        return None if read is None or read[1] is not None else read[0]
 
     def _limits(self) -> str:
         parts = [f">= {self.at_least}"] if self.at_least is not None else []

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from service.criteria.context import (
     Context,
@@ -18,13 +18,32 @@ from service.criteria.model import Evidence, Settles
 from service.criteria.rules.base import Reads, RuleBase, WindowText, window_of
 from service.criteria.rules.records import Finder
 from service.facts.model import ConsentFact, ParticipationFact
+from service.values.dates import When
 from service.values.logic import Outcome, Reason
 
 _ON_STUDY = ("on-study", "on-study-intervention")
 _ENDED = ("off-study", "withdrawn")
-_WEIGHED = ("pending-on-study", "on-study-observation", "follow-up")
+# Not (yet) in the study. Any other status, or none, is a matter of judgement.
+_NOT_TAKING_PART = (
+    "candidate",
+    "potential-candidate",
+    "eligible",
+    "ineligible",
+    "not-registered",
+    "screening",
+)
 # Registry numbers that name a study wherever they are written.
 _REGISTERED = re.compile(r"\b(?:NCT\d{8}|EUCTR\d{4}-\d{6}-\d\d|ChiCTR\d{8,10})\b", re.IGNORECASE)
+
+
+def names_study(texts: Iterable[str], identifiers: Iterable[str]) -> bool:
+    """Tell whether a text holds one of a study's numbers, alone or in a longer text.
+
+    Blanks inside a number don't count; a longer number is another one.
+    """
+    own = [r"\s*".join(map(re.escape, "".join(number.split()))) for number in identifiers]
+    pattern = re.compile(rf"(?<![A-Za-z0-9])(?:{'|'.join(own)})(?![A-Za-z0-9])", re.IGNORECASE)
+    return any(pattern.search(text) for text in texts)
 
 
 class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
@@ -95,17 +114,14 @@ class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
     @staticmethod
     def _is_other(fact: ParticipationFact, ctx: Context) -> bool | None:
         """Tell whether the study is another one; None if it can't be told from this one."""
-        own = {name.strip().lower() for name in ctx.study_identifiers}
         named = fact.study_identifiers
         if named is None:
             named = tuple(_REGISTERED.findall(fact.study_text)) or None
-        if named is None:
-            return None
-        return not any(name.strip().lower() in own for name in named)
+        return None if named is None else not names_study(named, ctx.study_identifiers)
 
     def _reason(self, fact: ParticipationFact, ctx: Context) -> Reason | None:
         """Weigh status and period: RECORD_PRESENT takes part in time, None doesn't count."""
-        if fact.status not in (*_ON_STUDY, *_ENDED, *_WEIGHED):
+        if fact.status in _NOT_TAKING_PART:
             return None
         if fact.period is not None and not ctx.begun(fact.period):
             return None
@@ -116,7 +132,8 @@ class Participation(RuleBase, frozen=True, kw_only=True, tag="participation"):
             return None
         if inside is None:
             return Reason.INDETERMINATE_DATE
-        return Reason.JUDGEMENT_REQUIRED if fact.status in _WEIGHED else Reason.RECORD_PRESENT
+        taking_part = fact.status in (*_ON_STUDY, *_ENDED)
+        return Reason.RECORD_PRESENT if taking_part else Reason.JUDGEMENT_REQUIRED
 
     def _inside(self, fact: ParticipationFact, ctx: Context) -> bool | None:
         """Tell whether the period overlaps the window; without a period it is now."""
@@ -196,9 +213,7 @@ class ConsentGiven(RuleBase, frozen=True, kw_only=True, tag="consent"):
 
     @staticmethod
     def _named(consent: ConsentFact, ctx: Context) -> bool:
-        return any(
-            own.lower() in name.lower() for own in ctx.study_identifiers for name in consent.names
-        )
+        return consent.research and names_study(consent.names, ctx.study_identifiers)
 
     @staticmethod
     def _given(consent: ConsentFact, ctx: Context) -> bool | None:
@@ -209,11 +224,8 @@ class ConsentGiven(RuleBase, frozen=True, kw_only=True, tag="consent"):
             return False
         if consent.status != "active" or consent.permit is None:
             return None
-        if consent.period is not None:
-            ctx.turns(consent.period.first)
-            ctx.turns(consent.period.last + 1)
-            if not consent.period.first <= ctx.as_of <= consent.period.last:
-                return None
+        if not (_begun(consent.period_start, ctx) and _lasts(consent.period_end, ctx)):
+            return None
         return consent.permit
 
     def words(self) -> str:
@@ -227,6 +239,19 @@ class ConsentGiven(RuleBase, frozen=True, kw_only=True, tag="consent"):
 
     def unknowns(self) -> tuple[str, ...]:
         return ("judgement-required", "conflicting-data")
+
+
+def _begun(start: When | None, ctx: Context) -> bool:
+    """Tell whether a period has certainly begun."""
+    return start is None or ctx.past(start) is True
+
+
+def _lasts(end: When | None, ctx: Context) -> bool:
+    """Tell whether a period certainly lasts on the day; its last day belongs to it."""
+    if end is None:
+        return True
+    ctx.turns(end.first + 1)
+    return ctx.as_of <= end.first
 
 
 def _evidence(consent: ConsentFact) -> Evidence:
