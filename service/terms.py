@@ -17,7 +17,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from service.errors import MappingError
-from service.fhir.resources import CodeableConcept, Coding, Quantity
+from service.fhir.resources import (
+    MASKED_CODES,
+    NO_CODE_SYSTEMS,
+    CodeableConcept,
+    Coding,
+    Quantity,
+)
 from service.values.quantities import Unit
 from service.yamlfile import load_yaml
 
@@ -165,18 +171,6 @@ class Concept:
 
 
 NOTHING = Concept("", frozenset(), {}, frozenset(), True, ())
-# Codings of these systems say why there is no code (masked, unknown): they are none.
-_NO_CODE = frozenset(
-    (
-        "http://terminology.hl7.org/CodeSystem/data-absent-reason",
-        "http://hl7.org/fhir/data-absent-reason",
-        "http://terminology.hl7.org/CodeSystem/v3-NullFlavor",
-        "http://hl7.org/fhir/v3/NullFlavor",
-        "urn:oid:2.16.840.1.113883.5.1008",
-    )
-)
-# Of these the ones that say that there is a code, but it is withheld.
-_MASKED = ("masked", "MSK")
 _BARE_OID = re.compile(r"[0-2](?:\.\d+){3,}", re.ASCII)
 _CACHE_LIMIT = 20_000
 _BREAK = re.compile(r"[;,.()\[\]|]+")
@@ -292,8 +286,8 @@ class Terms:
         hidden = False
         texts: list[str] = [coded.text] if coded.text and coded.text.strip() else []
         for coding in coded.coding:
-            if coding.system in _NO_CODE:
-                hidden = hidden or coding.code in _MASKED
+            if coding.system in NO_CODE_SYSTEMS:
+                hidden = hidden or coding.code in MASKED_CODES
                 continue
             if coding.display and coding.display.strip():
                 texts.append(coding.display)

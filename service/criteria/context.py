@@ -164,13 +164,14 @@ class Context:
     def _medicine_gaps(self, sets: Sequence[str], window: Window | None) -> Iterable[Gap]:
         for kind in MEDICINE_TYPES:
             reading = self.facts.reading(kind)
-            if kind != "MedicationRequest" and reading.not_offered:
-                continue
-            yield from self._type_gaps(kind, sets, window)
+            offered = kind == "MedicationRequest" or not reading.not_offered
+            yield from self._type_gaps(kind, sets, window, offered)
 
-    def _type_gaps(self, kind: str, sets: Sequence[str], window: Window | None) -> Iterable[Gap]:
+    def _type_gaps(
+        self, kind: str, sets: Sequence[str], window: Window | None, offered: bool = True
+    ) -> Iterable[Gap]:
         reading = self.facts.reading(kind)
-        if not reading.complete:
+        if offered and not reading.complete:
             yield Gap(kind, reading.problem or "was not read completely")
         for masked in self.facts.masked.get(kind, ()):
             if self.could_count(masked, sets, window):

@@ -31,6 +31,8 @@ class Latest:
 
     ``top`` are the results none of which is definitely earlier than another. ``shown`` are
     results without a value and reports. ``gaps`` say why the latest isn't known.
+    ``other_gaps``: why a condition that states a later result may be missing; a negative
+    result can't be relied on then.
     """
 
     top: tuple[Fact, ...]
@@ -38,6 +40,7 @@ class Latest:
     shown: tuple[Fact, ...]
     reports: tuple[Fact, ...]
     gaps: tuple[Gap, ...]
+    other_gaps: tuple[Gap, ...] = ()
 
 
 def observations(ctx: Context, sets: Sequence[str]) -> list[tuple[Match, ObservationFact]]:
@@ -74,7 +77,14 @@ def select(
     top = _not_earlier(dated) if dated else valued
     top = without_replaced(top)
     older = _others(valued, top)
-    return Latest(tuple(top), older, shown, narratives, _gaps(ctx, sets, also_in, top))
+    return Latest(
+        tuple(top),
+        older,
+        shown,
+        narratives,
+        _gaps(ctx, "Observation", sets, top),
+        _gaps(ctx, "Condition", also_in, top) if also_in else (),
+    )
 
 
 def _others(facts: Sequence[Fact], without: Sequence[Fact]) -> tuple[Fact, ...]:
@@ -113,24 +123,19 @@ def without_replaced(top: list[Fact]) -> list[Fact]:
     ]
 
 
-def _gaps(
-    ctx: Context, sets: Sequence[str], also_in: tuple[str, ...], top: list[Fact]
-) -> tuple[Gap, ...]:
+def _gaps(ctx: Context, kind: str, sets: Sequence[str], top: list[Fact]) -> tuple[Gap, ...]:
     gaps: list[Gap] = []
-    for kind, names in (("Observation", sets), ("Condition", also_in)):
-        if not names:
+    reading = ctx.facts.reading(kind)
+    if not reading.complete and not _reached(reading.reached, top):
+        gaps.append(Gap(kind, reading.problem or "was not read completely"))
+    for masked in ctx.facts.masked.get(kind, ()):
+        if not ctx.could_count(masked, sets):
             continue
-        reading = ctx.facts.reading(kind)
-        if not reading.complete and not _reached(reading.reached, top):
-            gaps.append(Gap(kind, reading.problem or "was not read completely"))
-        for masked in ctx.facts.masked.get(kind, ()):
-            if not ctx.could_count(masked, names):
-                continue
-            earlier = masked.when is not None and any(
-                fact.when is not None and masked.when.definitely_before(fact.when) for fact in top
-            )
-            if not earlier:
-                gaps.append(Gap(kind, f"{masked.reference or 'a record'}: {masked.problem}"))
+        earlier = masked.when is not None and any(
+            fact.when is not None and masked.when.definitely_before(fact.when) for fact in top
+        )
+        if not earlier:
+            gaps.append(Gap(kind, f"{masked.reference or 'a record'}: {masked.problem}"))
     return tuple(gaps)
 
 
@@ -153,6 +158,9 @@ def judge_latest(
 ) -> Draft:
     """Judge the latest result: complete source, there at all, in date, then by ``assess``."""
     draft = _judged(ctx, sets, latest, assess, what, window)
+    if draft.outcome is Outcome.PASS and latest.other_gaps:
+        missing = unavailable(latest.other_gaps, sets, what)
+        draft = draft_of(missing._replace(evidence=draft.evidence))
     extra = tuple(evidence_of(fact) for fact in (*latest.shown, *latest.reports))
     return replace(draft, evidence=unique(draft.evidence, extra))
 

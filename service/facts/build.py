@@ -27,6 +27,7 @@ from service.fhir.resources import (
     Procedure,
     ResearchSubject,
     Resource,
+    withheld,
 )
 from service.site import Site
 from service.terms import Terms
@@ -152,6 +153,8 @@ def _code_of(resource: Resource) -> CodeableConcept | None:
     if isinstance(resource, Observation) and resource.has_member:
         return None
     found = [getattr(resource, name, None) for name in _CODES]
+    if any(isinstance(main, CodeableConcept) and withheld(main) for main in found):
+        return None
     if isinstance(resource, Observation):
         found += [component.code for component in resource.component]
     if isinstance(resource, AllergyIntolerance):

@@ -103,7 +103,9 @@ def _note(
     """Note what a panel says of a member; give the member if it is there."""
     found = record.resolver.resolve(member, holder)
     if found is None:
-        if _is_result(member) and record.reading("Observation").assumed:
+        written = member.reference or ""
+        there = written.startswith("#") or record.resolver.is_rejected(written)
+        if there or (_is_result(member) and record.reading("Observation").assumed):
             # In files and Bundles a member that isn't there is a result that is lost; a
             # server's search leaves out members of codes that were not asked for.
             problem = "a panel member is not in the record"
@@ -188,12 +190,20 @@ def observation_facts(
             components.append((component, found))
     if not concept.roles and not concept.masked and not components:
         return
-    if resource.focus and _someone_else(located, record, own):
+    focus = _someone_else(located, record, own) if resource.focus else False
+    if focus:
         return
     when = time_of(resource, zone) or panel
     issued = when is None
     if when is None:
         when = read(resource.issued, zone, "issued")
+    undatable = when is None and not record.reading("DiagnosticReport").complete
+    if focus is None or undatable:
+        # Whom it is about, or when it was made, may be said by what isn't here.
+        problem = "its focus is not known" if focus is None else "its report may give it a time"
+        whole = None if concept.masked or components else concept
+        yield Masked("Observation", located.reference, problem, whole, when, when)
+        return
     if concept.masked:
         yield Masked(
             "Observation", located.reference, "neither code nor text", begin=when, when=when
@@ -204,15 +214,16 @@ def observation_facts(
         yield _fact(located, resource, component, found, when, issued, terms)
 
 
-def _someone_else(located: Located, record: PatientRecord, own: frozenset[str]) -> bool:
-    """Tell whether an Observation's focus is another person than the patient (1.3)."""
+def _someone_else(located: Located, record: PatientRecord, own: frozenset[str]) -> bool | None:
+    """Tell whether a focus is another person than the patient (1.3); None if not known."""
     assert isinstance(located.resource, Observation)
-    return any(_is_other_person(focus, located, record, own) for focus in located.resource.focus)
+    answers = {_is_other_person(focus, located, record, own) for focus in located.resource.focus}
+    return True if True in answers else None if None in answers else False
 
 
 def _is_other_person(
     focus: Reference, located: Located, record: PatientRecord, own: frozenset[str]
-) -> bool:
+) -> bool | None:
     reference = focus.reference or ""
     if record.resolver.owner(focus) in own:
         return False
@@ -222,7 +233,7 @@ def _is_other_person(
         found = record.resolver.resolve(focus, located)
         kind = type(found.resource).__name__ if found is not None else None
     kind = kind or focus.type or _type_named(reference)
-    return kind is None or kind in _PERSONS
+    return None if kind is None else kind in _PERSONS
 
 
 def _fact(

@@ -582,6 +582,28 @@ def _unreadable(raw: bytes | msgspec.Raw, why: str) -> Unreadable:
     )
 
 
+# Codings of these systems say why there is no code (masked, unknown): they are none.
+NO_CODE_SYSTEMS = frozenset(
+    (
+        "http://terminology.hl7.org/CodeSystem/data-absent-reason",
+        "http://hl7.org/fhir/data-absent-reason",
+        "http://terminology.hl7.org/CodeSystem/v3-NullFlavor",
+        "http://hl7.org/fhir/v3/NullFlavor",
+        "urn:oid:2.16.840.1.113883.5.1008",
+    )
+)
+# Of these the ones that say that there is a code, but it is withheld.
+MASKED_CODES = ("masked", "MSK")
+
+
+def withheld(concept: CodeableConcept) -> bool:
+    """Tell whether a concept holds no code, but says that one is withheld, or nothing at all."""
+    codes = [coding for coding in concept.coding if coding.code]
+    if any(coding.system not in NO_CODE_SYSTEMS for coding in codes):
+        return False
+    return not concept.text or any(coding.code in MASKED_CODES for coding in codes)
+
+
 def _joined_code(loose: dict[str, Any]) -> CodeableConcept | None:
     """Join all codes that tell what a resource may be; None if that can't be told.
 
@@ -591,6 +613,9 @@ def _joined_code(loose: dict[str, Any]) -> CodeableConcept | None:
     if loose.get("hasMember") or loose.get("resourceType") == "DiagnosticReport":
         return None
     stated = [loose[name] for name in _CODE_FIELDS if loose.get(name) is not None]
+    main = _convert(stated[0], CodeableConcept) if stated else None
+    if stated and (main is None or withheld(main)) and not _has_concept(stated[0]):
+        return None
     for field, inner in (("component", "code"), ("reaction", "substance")):
         for part in _listed(loose.get(field)):
             if not isinstance(part, dict):
@@ -610,6 +635,10 @@ def _joined_code(loose: dict[str, Any]) -> CodeableConcept | None:
         codings += concept.coding
         texts += [concept.text] if concept.text else []
     return CodeableConcept(codings, "; ".join(texts) or None) if stated else None
+
+
+def _has_concept(value: object) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("concept"), dict)
 
 
 def _listed(value: object) -> list[Any]:

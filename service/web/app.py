@@ -40,7 +40,7 @@ def build_app(settings: Settings, screening: Screening | None, source: Source | 
     """Make the application; raises ConfigurationError or MappingError."""
     callers = build_callers(settings)
     screening = screening or build_screening(settings)
-    source = source or screening.source or build_source(settings, screening.site)
+    source = source or build_source(settings, screening.site)
     app = Flask(__name__, static_folder=None)
     app.extensions["eligibility"] = build_state(settings, screening, source, callers)
     # Werkzeug refuses a larger body, with or without Content-Length.

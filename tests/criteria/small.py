@@ -217,11 +217,11 @@ def trial_file(folder: Path, criteria: str, head: str = HEAD) -> Path:
     return path
 
 
-def of_rule(folder: Path, rule: str) -> Trial:
+def of_rule(folder: Path, rule: str, terms: Terms | None = None) -> Trial:
     """Load a trial whose one criterion, X1, has this rule."""
     stated = indent(dedent(rule).strip("\n"), "    ")
     text = f"- id: X1\n  kind: inclusion\n  text: A rule.\n  rule:\n{stated}\n"
-    return load_trial(trial_file(folder, text), terms_with())
+    return load_trial(trial_file(folder, text), terms or terms_with())
 
 
 def evaluated(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import date
 from decimal import Decimal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from service.criteria.trial import Trial
+from service.terms import Terms, load_terms
 from service.values.logic import Outcome
-from tests.cases import by_id
+from tests.cases import ROOT, by_id
 from tests.criteria.small import (
     CLINICAL_STATUS,
+    CVX,
     ICD10CM,
     LOINC,
     MAN,
@@ -34,6 +38,7 @@ from tests.criteria.small import (
     of_rule,
     result,
 )
+from tests.criteria.small import answer as shipped_answer
 
 HEART_FAILURE = coded(ICD10CM, "I50.9")
 EPILEPSY = coded(ICD10CM, "G40.909")
@@ -359,18 +364,18 @@ answers: {complete-remission-value: pass, ecog-4: fail, ecog-3: judgement}
     ("value", "when", "expected"),
     [
         (
-            {"valueCodeableConcept": coded(LOINC, "LA9626-4")},
+            {"valueCodeableConcept": coded(LOINC, "LA9625-0")},
             "2026-10-20",
             "unknown judgement-required",
         ),
-        ({"valueCodeableConcept": coded(LOINC, "LA9627-2")}, "2026-10-20", "fail value-violates"),
+        ({"valueCodeableConcept": coded(LOINC, "LA9626-8")}, "2026-10-20", "fail value-violates"),
         ({"valueCodeableConcept": coded(SNOMED, "1")}, "2026-10-20", "unknown unreadable-value"),
         ({"valueString": "stable"}, "2026-10-20", "unknown unreadable-value"),
         # Positive says nothing where only answers are asked for.
         ({"valueString": "positive"}, "2026-10-20", "unknown unreadable-value"),
-        ({"valueCodeableConcept": coded(LOINC, "LA9627-2")}, "2026-01-20", "unknown stale-data"),
-        ({"valueCodeableConcept": coded(LOINC, "LA9627-2")}, "2026", "unknown indeterminate-date"),
-        ({"valueCodeableConcept": coded(LOINC, "LA9627-2")}, None, "unknown indeterminate-date"),
+        ({"valueCodeableConcept": coded(LOINC, "LA9626-8")}, "2026-01-20", "unknown stale-data"),
+        ({"valueCodeableConcept": coded(LOINC, "LA9626-8")}, "2026", "unknown indeterminate-date"),
+        ({"valueCodeableConcept": coded(LOINC, "LA9626-8")}, None, "unknown indeterminate-date"),
         ({}, "2026-10-20", "unknown no-data"),
     ],
 )
@@ -556,7 +561,7 @@ prefixes: [ECOG]
         ({"valueQuantity": {"value": 3, "comparator": "<="}}, "unknown indeterminate-value"),
         ({"valueQuantity": {"value": 1, "comparator": "<"}}, "fail value-violates"),
         ({"valueRange": {"low": {"value": 1}, "high": {"value": 2}}}, "pass value-meets"),
-        ({"valueCodeableConcept": coded(LOINC, "LA9623-1")}, "pass value-meets"),
+        ({"valueCodeableConcept": coded(LOINC, "LA9623-5")}, "pass value-meets"),
     ],
 )
 def test_a_score_is_read_as_number_answer_or_text(
@@ -569,13 +574,43 @@ def test_a_score_is_read_as_number_answer_or_text(
 # --- records
 
 
-def test_vaccinations_are_counted(tmp_path: Path) -> None:
+VACCINE = coded(CVX, "150")
+VACCINATED = """
+kind: records
+absent: fail
+at_least: 2
+find:
+  - {resource: Immunization, codes: [influenza-vaccine], within: 12 months, then: pass}
+"""
+
+
+@pytest.fixture(scope="module")
+def with_vaccines(tmp_path_factory: pytest.TempPathFactory) -> Terms:
+    """The shipped code sets and one more, which QH103 has no need of."""
+    folder = tmp_path_factory.mktemp("mappings") / "mappings"
+    shutil.copytree(ROOT / "mappings", folder)
+    (folder / "codes" / "vaccines.csv").write_text(
+        "set,role,match,system,code,display,source\n"
+        "influenza-vaccine,include,exact,cvx,150,influenza injectable quadrivalent,CVX\n",
+        encoding="utf-8",
+    )
+    systems = folder / "systems.csv"
+    if "\ncvx," not in systems.read_text(encoding="utf-8"):
+        with systems.open("a", encoding="utf-8") as file:
+            file.write(f"cvx,{CVX},,CVX\n")
+    with (folder / "sets.yaml").open("a", encoding="utf-8") as file:
+        file.write("  influenza-vaccine:\n    title: Vaccine against influenza\n")
+    return load_terms(folder)
+
+
+def test_vaccinations_are_counted(tmp_path: Path, with_vaccines: Terms) -> None:
     """At least two Immunizations in a window pass; fewer fail only if all were read."""
-    trial = of_rule(tmp_path, VACCINATED)
+    trial = of_rule(tmp_path, VACCINATED, with_vaccines)
+    answer = partial(shipped_answer, terms=with_vaccines)
 
     def doses(*days: str, **more: Any) -> list[Record]:
         return [
-            event("Immunization", f"v{place}", TEXT_VACCINE, day, **more)
+            event("Immunization", f"v{place}", VACCINE, day, **more)
             for place, day in enumerate(days)
         ]
 
@@ -602,17 +637,6 @@ def test_vaccinations_are_counted(tmp_path: Path) -> None:
     assert answer(trial, [*doses("2026-03-01"), *unsure]) == "unknown unconfirmed"
     # One uncertain alone can't make two.
     assert answer(trial, unsure) == "fail record-absent"
-
-
-# The shipped sets name no vaccine: donor cells recorded as immunisations stand in for one.
-TEXT_VACCINE = coded(SNOMED, "58390007")
-VACCINATED = """
-kind: records
-absent: fail
-at_least: 2
-find:
-  - {resource: Immunization, codes: [hsct-procedure], within: 12 months, then: pass}
-"""
 
 
 def renamed(records: list[Record]) -> list[Record]:
@@ -687,7 +711,11 @@ def test_active_or_recent_takes_either(
         kind: records
         absent: fail
         find:
-          - {resource: Condition, codes: [heart-failure], when: recent, within: 28 days, then: pass}
+          - resource: Condition
+            codes: [heart-failure]
+            when: recent
+            within: 28 days
+            then: pass
         """,
     )
     assert answer(trial, [condition("c", HEART_FAILURE, onset, clinical)]) == expected
@@ -701,7 +729,11 @@ def test_a_condition_in_remission_can_be_asked_for(tmp_path: Path) -> None:
         kind: records
         absent: fail
         find:
-          - {resource: Condition, codes: [heart-failure], when: active, then: fail, inactive: pass}
+          - resource: Condition
+            codes: [heart-failure]
+            when: active
+            then: fail
+            inactive: pass
         """,
     )
     assert answer(trial, [condition("c", HEART_FAILURE, clinical="remission")]) == (
@@ -718,7 +750,11 @@ def test_a_medicine_in_use_is_told_by_start_end_and_status(tmp_path: Path) -> No
         """
         kind: records
         find:
-          - {resource: Medication, codes: [product-ingredient], when: in-use, within: 28 days, then: fail}
+          - resource: Medication
+            codes: [product-ingredient]
+            when: in-use
+            within: 28 days
+            then: fail
         """,
     )
 
@@ -875,11 +911,21 @@ def test_rules_nest_to_any_depth(tmp_path: Path) -> None:
         kind: all
         rules:
           - kind: any
-            rules: [&hf {kind: records, absent: fail, find: [{resource: Condition, codes: [heart-failure], when: ever, then: pass}]}, &ep {kind: records, absent: fail, find: [{resource: Condition, codes: [epilepsy], when: ever, then: pass}]}]
+            rules:
+              - &failing
+                kind: records
+                absent: fail
+                find: [{resource: Condition, codes: [heart-failure], then: pass}]
+              - &epileptic
+                kind: records
+                absent: fail
+                find: [{resource: Condition, codes: [epilepsy], then: pass}]
           - kind: not
-            rule: {kind: all, rules: [*hf, *ep]}
+            rule: {kind: all, rules: [*failing, *epileptic]}
           - kind: not
-            rule: {kind: not, rule: {kind: records, find: [{resource: Condition, codes: [stroke], when: ever, then: fail}]}}
+            rule:
+              kind: not
+              rule: {kind: records, find: [{resource: Condition, codes: [stroke], then: fail}]}
         """,
     )
     failing, epileptic, struck = (

@@ -481,6 +481,13 @@ class RelapseAfterTransplant(_Relapsing, frozen=True, kw_only=True, tag="relapse
     ) -> Finding:
         """Pass, unless a later transplantation may be missing or isn't certain."""
         evidence = unique(*(finding.evidence for finding in passed))
+        relapsed = [f for f in passed if f.reason is Reason.RECORD_PRESENT]
+        results = (*self.residual, *self.blasts)
+        lost = () if relapsed else ctx.gaps(("Observation",), results)
+        if lost:
+            # A result may have been corrected since, or contradicted by one of its time.
+            missing = unavailable(lost, results, "what the results say now")
+            return missing._replace(evidence=evidence)
         gaps = ctx.gaps(("Procedure",), self.transplant)
         if gaps:
             missing = unavailable(gaps, self.transplant, "a later transplantation")

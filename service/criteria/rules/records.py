@@ -246,8 +246,8 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             reason = Reason.INDETERMINATE_DATE
         if reason is None and match is Match.JUDGEMENT and then == "fail":
             then = "judgement"
-        if reason is None and then == "fail" and self._of_index(fact, ctx):
-            then = "judgement"
+        if reason is None and then == "fail":
+            then, reason = self._beside_index(fact, then, ctx)
         outcome = Outcome.UNKNOWN if reason is not None else _OUTCOME[then]
         if reason is None:
             reason = (
@@ -263,12 +263,17 @@ class Finder(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             (settles(reason, fact.reference),) if outcome is Outcome.UNKNOWN else (),
         )
 
-    def _of_index(self, fact: Fact, ctx: Context) -> bool:
-        if not self.judgement_if_in or not fact.concept.included(self.judgement_if_in):
-            return False
-        if not fact.concept.only_by(self.codes, self.judgement_if_in):
-            return False
-        return any(match is not Match.EXCLUDE for match, _ in ctx.find("Condition", ctx.index_sets))
+    def _beside_index(self, fact: Fact, then: str, ctx: Context) -> tuple[str, Reason | None]:
+        """Weigh codes that may be the index disease's own: with it on record, a judgement."""
+        may_be = self.judgement_if_in and fact.concept.included(self.judgement_if_in)
+        if not may_be or not fact.concept.only_by(self.codes, self.judgement_if_in):
+            return then, None
+        found = ctx.find("Condition", ctx.index_sets)
+        if any(match is not Match.EXCLUDE for match, _ in found):
+            return "judgement", None
+        if ctx.gaps(("Condition",), ctx.index_sets):
+            return then, Reason.SOURCE_UNAVAILABLE
+        return then, None
 
 
 _OF_ACTIVITY = {
@@ -321,6 +326,7 @@ _SAID = {
     Reason.UNMAPPED_CODE: "names it, but its code is not mapped",
     Reason.JUDGEMENT_REQUIRED: "needs a judgement",
     Reason.RECORD_PRESENT: "is on record",
+    Reason.SOURCE_UNAVAILABLE: "may be the index disease's own, which isn't known to be absent",
 }
 
 

@@ -241,7 +241,7 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
         latest = self.tests.latest(ctx)
         findings = [*self._by_condition(ctx, latest), *self._by_status(ctx)]
         findings += self._by_test(ctx, latest)
-        condition_gaps = ctx.gaps(("Condition",), self.conditions)
+        condition_gaps = ctx.gaps(("Condition",), (*self.conditions, *self.tests.codes))
         if condition_gaps:
             findings.append(unavailable(condition_gaps, self.conditions, "pregnancy"))
         decided = worst(findings)
