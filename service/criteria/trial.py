@@ -6,6 +6,7 @@ that editors complete by is made from them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from decimal import Decimal
@@ -154,24 +155,47 @@ def load_trial(path: Path, terms: Terms) -> Trial:
                     file=path.name,
                     line=criterion.line,
                 )
+    _refuse_circles(by_id, path.name)
     return replace(trial, wanted=wanted_of(trial, terms))
+
+
+def _refuse_circles(by_id: dict[str, Criterion], file: str) -> None:
+    """Raise MappingError for a criterion whose rule rests on its own result."""
+
+    def asked(name: str) -> tuple[str, ...]:
+        criterion = by_id[name]
+        return (*_asked_for(criterion), *(part.id for part in criterion.parts))
+
+    for start, criterion in by_id.items():
+        seen: set[str] = set()
+        pending = list(asked(start))
+        while pending:
+            name = pending.pop()
+            if name == start:
+                message = f"{start} rests on its own result"
+                raise MappingError(message, file=file, line=criterion.line)
+            if name not in seen:
+                seen.add(name)
+                pending += asked(name)
+
+
+def _asked_for(criterion: Criterion) -> tuple[str, ...]:
+    rule = criterion.rule
+    names = (getattr(rule, "confirmed_by", None), getattr(rule, "site", None))
+    return tuple(name for name in names if isinstance(name, str))
 
 
 def referred(criterion: Criterion) -> tuple[str, ...]:
     """Name the criteria that a criterion's rule asks for."""
-    rule = criterion.rule
-    names = (
-        getattr(rule, "confirmed_by", None),
-        getattr(rule, "site", None),
-        criterion.attested_with,
-    )
-    return tuple(name for name in names if isinstance(name, str))
+    shared = (criterion.attested_with,) if criterion.attested_with else ()
+    return (*_asked_for(criterion), *shared)
 
 
 def line_of_text(path: Path, text: str) -> int | None:
-    """Find the first line that holds a text."""
+    """Find the first line that holds a name, as a word of its own."""
+    pattern = re.compile(rf"(?<![\w-]){re.escape(text)}(?![\w-])")
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        if text in line and not line.lstrip().startswith("#"):
+        if pattern.search(line) and not line.lstrip().startswith("#"):
             return number
     return None
 

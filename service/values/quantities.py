@@ -127,6 +127,8 @@ def interval_of(number: Fraction, comparator: str | None) -> Interval | None:
     """
     if comparator is None:
         return Interval(number, number)
+    if comparator == "<" and number <= 0:
+        return None
     if comparator in ("<", "<="):
         return Interval(Fraction(0), number, high_open=comparator == "<")
     if comparator in (">", ">="):

@@ -464,7 +464,14 @@ def small_disturbances(case: Case) -> Iterator[Disturbance]:
         if kind is None or kind == "Patient":
             continue
         before, after = items[:place], items[place + 1 :]
-        missing = readings | ({kind: REFUSED} if kind in CLINICAL_TYPES else {})
+        if kind == "Medication":
+            # A source that can't read one marks the type that refers to it.
+            missing = readings | dict.fromkeys(MEDICINE_TYPES, REFUSED)
+        elif kind == "DiagnosticReport":
+            # What a report contains beside the server's own results is lost with it.
+            missing = readings | dict.fromkeys((kind, "Observation"), REFUSED)
+        else:
+            missing = readings | ({kind: REFUSED} if kind in CLINICAL_TYPES else {})
         yield Disturbance(f"{kind} {place} lost", [*before, *after], missing, (kind,))
         cut = item._replace(raw=item.raw[: len(item.raw) // 2])
         yield Disturbance(f"{kind} {place} cut", [*before, cut, *after], readings, CLINICAL_TYPES)
@@ -635,8 +642,8 @@ def test_a_type_the_server_does_not_have_may_still_be_handed_in() -> None:
     assert said(of_trial("E5.dli", [], readings=readings)) == "pass record-absent"
 
 
-def test_a_reply_cut_within_a_day_may_lack_a_result_of_that_day() -> None:
-    """A day is the same time as an instant in it, but sorted after it: it may be cut off (1.3)."""
+def test_a_reply_sorted_newest_first_counts_if_it_reached_the_result() -> None:
+    """The latest isn't known unless the reply was sorted newest first and reached it (1.3)."""
     instant = measured("i", "11150-0", "38", "%", "2026-10-20T10:00:00Z")
     whole_day = measured("d", "11150-0", "3", "%", "2026-10-20")
     assert said(of_trial("I4", [instant, whole_day])) == "unknown conflicting-data"
@@ -645,7 +652,9 @@ def test_a_reply_cut_within_a_day_may_lack_a_result_of_that_day() -> None:
         reached = parse(until, UTC).start
         return {"Observation": Reading(complete=False, problem="cut short", reached=reached)}
 
-    within = of_trial("I4", [instant], readings=cut("2026-10-20T10:00:00Z"))
-    assert said(within) == "unknown source-unavailable"
+    reached = of_trial("I4", [instant], readings=cut("2026-10-20T10:00:00Z"))
+    assert said(reached) == "pass value-meets"
+    short = of_trial("I4", [instant], readings=cut("2026-10-21T10:00:00Z"))
+    assert said(short) == "unknown source-unavailable"
     before = of_trial("I4", [instant], readings=cut("2026-10-19T23:00:00Z"))
     assert said(before) == "pass value-meets"

@@ -27,7 +27,7 @@ from service.criteria.rules.reproduction import Lactation, Pregnancy, PregnancyT
 from service.criteria.rules.results import Change, CodedResult, Observation, Ordinal
 from service.criteria.rules.studies import ConsentGiven, Participation
 from service.criteria.rules.treatment import ConditionOnTreatment
-from service.values.logic import negate
+from service.values.logic import Reason, negate
 
 
 class _Composite(RuleBase, frozen=True, kw_only=True):
@@ -90,6 +90,12 @@ class AtLeast(_Composite, frozen=True, kw_only=True, tag="at-least"):
             yield f"at least {self.count} of {len(self.rules)} rules makes no sense"
 
 
+_OPPOSITE = {
+    Reason.VALUE_MEETS: Reason.VALUE_VIOLATES,
+    Reason.VALUE_VIOLATES: Reason.VALUE_MEETS,
+}
+
+
 class Not(RuleBase, frozen=True, kw_only=True, tag="not"):
     """The opposite of a rule; what is unknown stays unknown."""
 
@@ -99,7 +105,7 @@ class Not(RuleBase, frozen=True, kw_only=True, tag="not"):
         draft = self.rule.evaluate(ctx)
         return Draft(
             negate(draft.outcome),
-            draft.reason,
+            _OPPOSITE.get(draft.reason, draft.reason),
             f"not: {draft.message}",
             draft.evidence,
             draft.assumptions,

@@ -381,8 +381,10 @@ class Records(RuleBase, frozen=True, kw_only=True, tag="records"):
     def _counted(self, findings: list[Finding]) -> list[Finding]:
         sure = [finding for finding in findings if finding.outcome is not Outcome.UNKNOWN]
         if len(sure) >= self.at_least:
-            return findings
-        return [finding for finding in findings if finding.outcome is Outcome.UNKNOWN]
+            return sure
+        # Uncertain ones matter only if with them there may be enough.
+        enough = len(findings) >= self.at_least
+        return [f for f in findings if f.outcome is Outcome.UNKNOWN] if enough else []
 
     def _gaps(self, ctx: Context) -> tuple[Gap, ...]:
         found: list[Gap] = []

@@ -624,7 +624,21 @@ class Change(RuleBase, frozen=True, kw_only=True, tag="change"):
             return Finding(
                 Outcome.UNKNOWN, Reason.NO_DATA, f"no earlier result than {fact.reference}"
             )
-        first = min(earlier, key=lambda other: other.when.start if other.when else 0)
+        begun = min(earlier, key=lambda other: other.when.end if other.when else 0).when
+        firsts = [
+            other
+            for other in earlier
+            if begun and other.when and not begun.definitely_before(other.when)
+        ]
+        first = firsts[0]
+        numbers = {self._number(other, ctx) for other in firsts}
+        if len(numbers) > 1 or any(other.conflicting for other in firsts):
+            return Finding(
+                Outcome.UNKNOWN,
+                Reason.CONFLICTING_DATA,
+                "which result was the first isn't known",
+                tuple(evidence_of(other) for other in firsts),
+            )
         then, now = (self._number(each, ctx) for each in (first, fact))
         if isinstance(then, Reason) or isinstance(now, Reason):
             reason = then if isinstance(then, Reason) else now
