@@ -35,17 +35,44 @@ LAYERS: tuple[tuple[str, ...], ...] = (
 )
 # What evaluates a patient, and what is written of it.
 CORE = (
-    "service.values", "service.terms", "service.facts", "service.criteria", "service.results",
-    "service.fhir.record", "service.fhir.resources", "service.fhir.source", "service.screening",
-    "service.site", "service.yamlfile", "service.errors",
+    "service.values",
+    "service.terms",
+    "service.facts",
+    "service.criteria",
+    "service.results",
+    "service.fhir.record",
+    "service.fhir.resources",
+    "service.fhir.source",
+    "service.screening",
+    "service.site",
+    "service.yamlfile",
+    "service.errors",
 )
 FOREIGN = {
-    "flask", "werkzeug", "requests", "click", "gunicorn", "jwt", "prometheus_client",
-    "http", "socket", "urllib", "subprocess", "threading", "logging", "random", "time",
+    "flask",
+    "werkzeug",
+    "requests",
+    "click",
+    "gunicorn",
+    "jwt",
+    "prometheus_client",
+    "http",
+    "socket",
+    "urllib",
+    "subprocess",
+    "threading",
+    "logging",
+    "random",
+    "time",
 }
 # Calls and names by which code would depend on more than its arguments.
 IMPURE = {
-    "os.environ", "os.getenv", "datetime.now", "datetime.utcnow", "datetime.today", "date.today",
+    "os.environ",
+    "os.getenv",
+    "datetime.now",
+    "datetime.utcnow",
+    "datetime.today",
+    "date.today",
     "time.time",
 }
 
@@ -96,7 +123,8 @@ def parsed(module: str) -> ast.Module:
 def test_a_module_imports_only_from_its_own_layer_or_further_in(module: str) -> None:
     """values < terms < fhir < facts < criteria < results < web and cli."""
     outward = [
-        name for name in imported(parsed(module))
+        name
+        for name in imported(parsed(module))
         if name in MODULES and layer_of(name) > layer_of(module)
     ]
     assert outward == []
@@ -112,17 +140,19 @@ def test_the_core_knows_nothing_of_web_command_line_or_network(module: str) -> N
 def test_the_core_asks_neither_clock_nor_environment(module: str) -> None:
     """The day of evaluation, and every setting, is handed in."""
     tree = parsed(module)
-    named = {
-        ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)
-    }
+    named = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
     assert {name for name in named if any(name.endswith(each) for each in IMPURE)} == set()
     assert "os" not in {name.split(".")[0] for name in imported(tree)}
 
 
 # What reads files, once, at start: everything else works on what it is handed.
 READERS = {
-    "service.terms", "service.yamlfile", "service.site", "service.criteria.trial",
-    "service.criteria.check", "service.criteria.attestation",
+    "service.terms",
+    "service.yamlfile",
+    "service.site",
+    "service.criteria.trial",
+    "service.criteria.check",
+    "service.criteria.attestation",
 }
 
 
@@ -141,11 +171,13 @@ def test_the_core_has_no_binary_floats(module: str) -> None:
     """Clinical comparison is exact (semantics 1.4)."""
     tree = parsed(module)
     written = [
-        node.value for node in ast.walk(tree)
+        node.value
+        for node in ast.walk(tree)
         if isinstance(node, ast.Constant) and isinstance(node.value, float)
     ]
     made = [
-        node for node in ast.walk(tree)
+        node
+        for node in ast.walk(tree)
         if isinstance(node, ast.Call) and ast.unparse(node.func) == "float"
     ]
     assert written == []
@@ -165,7 +197,11 @@ def test_loading_the_core_loads_neither_web_nor_network() -> None:
         "print(*sorted(sys.modules))"
     )
     done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True,
+        [sys.executable, "-c", program],
+        cwd=ROOT,
+        check=True,
+        capture_output=True,
+        text=True,
         timeout=60,
     )
     loaded = {name.split(".")[0] for name in done.stdout.split()}

@@ -154,6 +154,10 @@ class Reader:
         reference = getattr(located.resource, "medication_reference", None)
         resolver = self._record.resolver
         found = resolver.resolve(reference, located)
+        written = reference.reference or "" if reference is not None else ""
+        if written and resolver.is_rejected(written):
+            # It is there, but can't be read: a label says nothing certain of it.
+            return NOTHING
         if found is not None and found.conflicting:
             # Copies that differ leave open which of them was given.
             codes = [
@@ -173,9 +177,7 @@ class Reader:
                 return self._terms.concept(CodeableConcept(codings, text))
             more = (coding for item in named for coding in item.coding)
             return self._terms.joined(found.resource.code, more)
-        written = reference.reference or "" if reference is not None else ""
-        if written.startswith("#") or (written and resolver.is_rejected(written)):
-            # It is there, but can't be read: a label says nothing certain of it.
+        if written.startswith("#"):
             return NOTHING
         text = reference.display if reference is not None else None
         return self._terms.concept(CodeableConcept(text=text))

@@ -416,8 +416,10 @@ def settle_copies(copies: list[Located]) -> list[Located]:
     return [located._replace(conflicting=True) for located in copies]
 
 
-def _content(located: Located) -> Resource:
-    return msgspec.structs.replace(located.resource, meta=None)
+def _content(located: Located) -> tuple[Resource, list[Any]]:
+    """Give what copies are compared by: not the version, nor how contained JSON is spaced."""
+    inside = [msgspec.json.decode(raw) for raw in located.resource.contained]
+    return msgspec.structs.replace(located.resource, meta=None, contained=()), inside
 
 
 def _age_key(located: Located) -> tuple[int, tuple[int, int]] | None:

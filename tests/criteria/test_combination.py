@@ -45,7 +45,11 @@ def drafts(draw: st.DrawFn) -> Draft:
     reason = draw(st.sampled_from(DECIDED[outcome]))
     name = draw(st.sampled_from("abcdef"))
     return Draft(
-        outcome, reason, name, (Evidence(f"Observation/{name}"),), (f"assumes {name}",),
+        outcome,
+        reason,
+        name,
+        (Evidence(f"Observation/{name}"),),
+        (f"assumes {name}",),
         (Settles(f"settles {name}"),) if outcome is U else (),
     )
 

@@ -135,10 +135,13 @@ def heart_patient(**changes: Record | None) -> list[Record]:
         "alt": measured("alt", "1742-6", "40", "U/L", referenceRange=[normal("45", "U/L")]),
         "creatinine": measured("creatinine", "2160-0", "1.2", "mg/dL"),
         "consent": {
-            "resourceType": "Consent", "id": "consent", "status": "active",
+            "resourceType": "Consent",
+            "id": "consent",
+            "status": "active",
             "patient": {"reference": "Patient/p1"},
             "scope": coded("http://terminology.hl7.org/CodeSystem/consentscope", "research"),
-            "identifier": [{"value": "HF-001"}], "dateTime": "2026-10-01",
+            "identifier": [{"value": "HF-001"}],
+            "dateTime": "2026-10-01",
             "provision": {"type": "permit"},
         },
     }
@@ -169,20 +172,48 @@ def test_a_second_trial_is_one_file(heart_trial: Path) -> None:
     [
         ({"failure": None}, "I2.diagnosis", "fail record-absent", "ineligible"),
         ({"lvef": None}, "I2.lvef", "unknown no-data", "potentially-eligible"),
-        ({"lvef": measured("lvef", "10230-1", "41", "%", "2026-09-01")}, "I2.lvef",
-         "fail value-violates", "ineligible"),
-        ({"lvef": measured("lvef", "10230-1", "35", "%", "2026-03-01")}, "I2.lvef",
-         "unknown stale-data", "potentially-eligible"),
-        ({"creatinine": measured("creatinine", "2160-0", "221", "umol/L")}, "I3",
-         "pass value-meets", "eligible"),
-        ({"creatinine": measured("creatinine", "2160-0", "222", "umol/L")}, "I3",
-         "fail value-violates", "ineligible"),
-        ({"angina": condition("angina", coded(ICD10CM, "I20.0"))}, "E1", "fail record-present",
-         "ineligible"),
-        ({"stroke": condition("stroke", coded(ICD10CM, "I63.9"), "2026-09-01", "resolved")}, "E1",
-         "fail record-present", "ineligible"),
-        ({"pregnant": condition("pregnant", coded(ICD10CM, "Z33.1"))}, "E2",
-         "fail record-present", "ineligible"),
+        (
+            {"lvef": measured("lvef", "10230-1", "41", "%", "2026-09-01")},
+            "I2.lvef",
+            "fail value-violates",
+            "ineligible",
+        ),
+        (
+            {"lvef": measured("lvef", "10230-1", "35", "%", "2026-03-01")},
+            "I2.lvef",
+            "unknown stale-data",
+            "potentially-eligible",
+        ),
+        (
+            {"creatinine": measured("creatinine", "2160-0", "221", "umol/L")},
+            "I3",
+            "pass value-meets",
+            "eligible",
+        ),
+        (
+            {"creatinine": measured("creatinine", "2160-0", "222", "umol/L")},
+            "I3",
+            "fail value-violates",
+            "ineligible",
+        ),
+        (
+            {"angina": condition("angina", coded(ICD10CM, "I20.0"))},
+            "E1",
+            "fail record-present",
+            "ineligible",
+        ),
+        (
+            {"stroke": condition("stroke", coded(ICD10CM, "I63.9"), "2026-09-01", "resolved")},
+            "E1",
+            "fail record-present",
+            "ineligible",
+        ),
+        (
+            {"pregnant": condition("pregnant", coded(ICD10CM, "Z33.1"))},
+            "E2",
+            "fail record-present",
+            "ineligible",
+        ),
     ],
 )
 def test_a_patient_of_the_second_trial_is_judged_by_its_own_criteria(
@@ -250,9 +281,9 @@ def test_the_shipped_trial_holds_every_criterion_with_its_own_sentence() -> None
     assert [criterion.id for criterion in trial.criteria] == wanted
     for criterion in trial.by_id.values():
         assert criterion.text
-        assert criterion.kind == {"P": "general", "I": "inclusion", "E": "exclusion"}[
-            criterion.id[0]
-        ]
+        assert (
+            criterion.kind == {"P": "general", "I": "inclusion", "E": "exclusion"}[criterion.id[0]]
+        )
         if criterion.rule is not None:
             assert criterion.rule.words()
 
@@ -263,14 +294,18 @@ def test_the_shipped_trial_holds_every_criterion_with_its_own_sentence() -> None
 # hold. The line that must be named is marked `# here`; without a mark it is that of the id.
 ONE = "- id: X1\n  kind: inclusion\n  text: A rule.\n"
 MISTAKES = {
-    "unknown set": ("""
+    "unknown set": (
+        """
         rule:
           kind: observation
           codes: [creatinin]  # here
           unit: mg/dL
           at_most: 1
-    """, "creatinin"),
-    "unknown set in a nested rule": ("""
+    """,
+        "creatinin",
+    ),
+    "unknown set in a nested rule": (
+        """
         rule:
           kind: all
           rules:
@@ -280,8 +315,11 @@ MISTAKES = {
                 kind: records
                 find:
                   - {resource: Condition, codes: [hart-failure], then: fail}  # here
-    """, "hart-failure"),
-    "unknown set in a finder's exceptions": ("""
+    """,
+        "hart-failure",
+    ),
+    "unknown set in a finder's exceptions": (
+        """
         rule:
           kind: records
           find:
@@ -289,15 +327,21 @@ MISTAKES = {
               codes: [heart-failure]
               not_if_in: [heart-failur]  # here
               then: fail
-    """, "heart-failur"),
-    "unknown set of answers": ("""
+    """,
+        "heart-failur",
+    ),
+    "unknown set of answers": (
+        """
         rule:
           kind: coded-result
           codes: [hiv-screen]
           answers:
             never-seen: pass  # here
-    """, "never-seen"),
-    "duplicate id": ("""
+    """,
+        "never-seen",
+    ),
+    "duplicate id": (
+        """
         - id: X1
           kind: inclusion
           text: A rule.
@@ -306,60 +350,102 @@ MISTAKES = {
           kind: inclusion
           text: Another rule.
           rule: {kind: age, at_most: 65}
-    """, "X1"),
-    "duplicate id of a part": ("""
+    """,
+        "X1",
+    ),
+    "duplicate id of a part": (
+        """
         combine: all
         parts:
           - {id: X1.a, rule: {kind: alive}}
           - {id: X1.a, rule: {kind: alive}}  # here
-    """, "X1.a"),
-    "impossible range of ages": ("""
+    """,
+        "X1.a",
+    ),
+    "impossible range of ages": (
+        """
         rule: {kind: age, at_least: 65, at_most: 18}
-    """, "65"),
-    "impossible range of numbers": ("""
+    """,
+        "65",
+    ),
+    "impossible range of numbers": (
+        """
         rule: {kind: observation, codes: [creatinine], unit: mg/dL, at_least: 2, at_most: 1}
-    """, "no number"),
-    "empty range of numbers": ("""
+    """,
+        "no number",
+    ),
+    "empty range of numbers": (
+        """
         rule: {kind: observation, codes: [creatinine], unit: mg/dL, above: 1, at_most: 1}
-    """, "no number"),
-    "two lower ends": ("""
+    """,
+        "no number",
+    ),
+    "two lower ends": (
+        """
         rule: {kind: observation, codes: [creatinine], unit: mg/dL, above: 1, at_least: 2}
-    """, "one lower"),
-    "negative limit": ("""
+    """,
+        "one lower",
+    ),
+    "negative limit": (
+        """
         rule: {kind: observation, codes: [creatinine], unit: mg/dL, at_least: -2}
-    """, "negative"),
-    "no limit at all": ("""
+    """,
+        "negative",
+    ),
+    "no limit at all": (
+        """
         rule: {kind: observation, codes: [creatinine], unit: mg/dL}
-    """, "at_least"),
-    "age without limit": ("""
+    """,
+        "at_least",
+    ),
+    "age without limit": (
+        """
         rule: {kind: age}
-    """, "at_least"),
-    "impossible range of scores": ("""
+    """,
+        "at_least",
+    ),
+    "impossible range of scores": (
+        """
         rule: {kind: ordinal, codes: [ecog], grades: {"0": ecog-0}, at_least: 3, at_most: 2}
-    """, "no score"),
-    "impossible range inside a nested rule": ("""
+    """,
+        "no score",
+    ),
+    "impossible range inside a nested rule": (
+        """
         rule: {kind: not, rule: {kind: any, rules: [{kind: age, at_least: 65, at_most: 18}]}}
-    """, "65"),
-    "too many of too few": ("""
+    """,
+        "65",
+    ),
+    "too many of too few": (
+        """
         rule: {kind: at-least, count: 3, rules: [{kind: alive}, {kind: age, at_least: 18}]}
-    """, "at least 3 of 2"),
-    "window without unit": ("""
+    """,
+        "at least 3 of 2",
+    ),
+    "window without unit": (
+        """
         rule:
           kind: observation
           codes: [creatinine]
           unit: mg/dL
           at_most: 1
           within: 28  # here
-    """, "within"),
-    "window of an unknown unit": ("""
+    """,
+        "within",
+    ),
+    "window of an unknown unit": (
+        """
         rule:
           kind: observation
           codes: [creatinine]
           unit: mg/dL
           at_most: 1
           within: 28 hours  # here
-    """, "within"),
-    "window without number": ("""
+    """,
+        "within",
+    ),
+    "window without number": (
+        """
         rule:
           kind: records
           find:
@@ -367,85 +453,139 @@ MISTAKES = {
               codes: [stroke]
               then: fail
               within: months  # here
-    """, "within"),
-    "unknown kind of rule": ("""
+    """,
+        "within",
+    ),
+    "unknown kind of rule": (
+        """
         rule:
           kind: observations  # here
           codes: [creatinine]
-    """, "observations"),
-    "unknown key of a rule": ("""
+    """,
+        "observations",
+    ),
+    "unknown key of a rule": (
+        """
         rule:  # here
           kind: age
           at_leest: 18
-    """, "at_leest"),
-    "unknown key of a criterion": ("""
+    """,
+        "at_leest",
+    ),
+    "unknown key of a criterion": (
+        """
         rules: {kind: age, at_least: 18}
-    """, "rules"),
-    "unknown kind of criterion": ("""
+    """,
+        "rules",
+    ),
+    "unknown kind of criterion": (
+        """
         - id: X1
           kind: inclusive  # here
           text: A rule.
           rule: {kind: alive}
-    """, "inclusive"),
-    "missing parameter": ("""
+    """,
+        "inclusive",
+    ),
+    "missing parameter": (
+        """
         rule:  # here
           kind: observation
           codes: [creatinine]
           at_most: 1
-    """, "unit"),
-    "empty list of sets": ("""
+    """,
+        "unit",
+    ),
+    "empty list of sets": (
+        """
         rule: {kind: observation, codes: [], unit: mg/dL, at_most: 1}  # here
-    """, "codes"),
-    "number that is none": ("""
+    """,
+        "codes",
+    ),
+    "number that is none": (
+        """
         rule: {kind: observation, codes: [creatinine], unit: mg/dL, at_most: one}  # here
-    """, "at_most"),
-    "unknown sex": ("""
+    """,
+        "at_most",
+    ),
+    "unknown sex": (
+        """
         rule: {kind: sex, allowed: [woman]}
-    """, "woman"),
-    "unknown resource": ("""
+    """,
+        "woman",
+    ),
+    "unknown resource": (
+        """
         rule:
           kind: records
           find:
             - {resource: Conditions, codes: [stroke], then: fail}  # here
-    """, "Conditions"),
-    "a procedure that is active": ("""
+    """,
+        "Conditions",
+    ),
+    "a procedure that is active": (
+        """
         rule:
           kind: records
           find:
             - {resource: Procedure, codes: [surgery], when: active, then: fail}
-    """, "active"),
-    "in use without window": ("""
+    """,
+        "active",
+    ),
+    "in use without window": (
+        """
         rule:
           kind: records
           find:
             - {resource: Medication, codes: [immunosuppressant], when: in-use, then: fail}
-    """, "window"),
+    """,
+        "window",
+    ),
     "neither rule nor parts": ("", "either a rule or parts"),
-    "both rule and parts": ("""
+    "both rule and parts": (
+        """
         rule: {kind: alive}
         combine: all
         parts: [{id: X1.a, rule: {kind: alive}}]
-    """, "either a rule or parts"),
-    "parts without combine": ("""
+    """,
+        "either a rule or parts",
+    ),
+    "parts without combine": (
+        """
         parts: [{id: X1.a, rule: {kind: alive}}]
-    """, "combine"),
-    "no sentence": ("""
+    """,
+        "combine",
+    ),
+    "no sentence": (
+        """
         - id: X1
           kind: inclusion
           rule: {kind: alive}
-    """, "text"),
-    "attested with no criterion": ("""
+    """,
+        "text",
+    ),
+    "attested with no criterion": (
+        """
         attested_with: X9
         rule: {kind: judgement, question: Well?}
-    """, "X9"),
-    "no rules in a combination": ("""
+    """,
+        "X9",
+    ),
+    "no rules in a combination": (
+        """
         rule: {kind: any, rules: []}  # here
-    """, "rules"),
-    "key given twice": ("""
+    """,
+        "rules",
+    ),
+    "key given twice": (
+        """
         text: Again.  # here
         rule: {kind: alive}
-    """, "text"),
-    "cleared by no kind of test": ("""
+    """,
+        "text",
+    ),
+    "cleared by no kind of test": (
+        """
         rule:
           kind: viral-infection
           conditions: [hiv-infection]
@@ -457,7 +597,9 @@ MISTAKES = {
               positive: fail
               negative: pass
               cleared_by: {rna: judgement}
-    """, "rna"),
+    """,
+        "rna",
+    ),
 }
 
 
@@ -534,7 +676,8 @@ def test_decimals_of_a_trial_file_are_exact(tmp_path: Path) -> None:
     text = ONE + "  rule: {kind: observation, codes: [creatinine], unit: mg/dL, at_most: 1.1}"
     trial = load_trial(trial_file(tmp_path, text), terms_with())
     for value, expected in (
-        ("1.1", "pass value-meets"), ("1.1000000000000001", "fail value-violates"),
+        ("1.1", "pass value-meets"),
+        ("1.1000000000000001", "fail value-violates"),
     ):
         found = evaluated(trial, [measured("o", "2160-0", value, "mg/dL")], patient=WOMAN)
         assert said(by_id(found)["X1"]) == expected

@@ -122,10 +122,11 @@ def token(
     key: RSAPrivateKey | EllipticCurvePrivateKey = RSA,
     algorithm: str = "RS384",
     kid: str | None = "r1",
+    expired_for: int = -60,
     **claims: Any,
 ) -> str:
     content: dict[str, Any] = {
-        "iss": ISSUER, "aud": "eligibility", "sub": "ward-1", "exp": int(time.time()) + 60,
+        "iss": ISSUER, "aud": "eligibility", "sub": "ward-1", "exp": int(time.time()) - expired_for,
         "scope": "openid eligibility.evaluate",
     }  # fmt: skip
     content = {name: value for name, value in (content | claims).items() if value is not None}
@@ -146,7 +147,7 @@ def guarded(monkeypatch: pytest.MonkeyPatch) -> Flask:
         {"key": EC, "algorithm": "ES384", "kid": "e1"},
         {"aud": ["other", "eligibility"]},
         {"scope": ["eligibility.evaluate"]},
-        {"exp": int(time.time()) - 10},
+        {"expired_for": 10},
     ],
     ids=["RS384", "ES384", "several audiences", "scopes as a list", "within the leeway"],
 )
