@@ -1,4 +1,4 @@
-"""Runs all measures and prints them; exits 1 if a target of the project is missed."""
+"""Runs all measures and prints them, with the project's targets that are missed."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ def main() -> int:
     """Run the measures; ``--brief`` takes fewer repetitions."""
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
     parser.add_argument("--brief", action="store_true", help="fewer repetitions, about a minute")
+    parser.add_argument(
+        "--strict", action="store_true", help="exit 1 if a target of the project is missed"
+    )
     parser.add_argument(
         "only", nargs="*", metavar="MEASURE", help="evaluation, extraction, inline, memory, server"
     )
@@ -29,7 +32,7 @@ def main() -> int:
         missed.extend(measures[name](brief=arguments.brief))
     for target in missed:
         print(f"MISSED: {target}")
-    return 1 if missed else 0
+    return 1 if missed and arguments.strict else 0
 
 
 if __name__ == "__main__":
