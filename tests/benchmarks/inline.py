@@ -17,6 +17,7 @@ import requests
 
 from service.config import load_settings
 from service.web import create_app
+from service.web.server import settle_memory
 from tests.benchmarks.baseline import parse_bundle
 from tests.benchmarks.measuring import milliseconds, show, timed
 from tests.benchmarks.ports import free_port
@@ -88,6 +89,8 @@ def run(*, brief: bool) -> list[str]:
     record = with_observations(_OBSERVATIONS)
     body = request_body(record)
     app = create_app(load_settings({}, {"rate_per_minute": 0, "log_level": "error"}))
+    call(app, body)
+    settle_memory()
     count = 40 if brief else 300
     own = timed(lambda: call(app, body), count)
     with running_service() as base, requests.Session() as session:
