@@ -8,23 +8,20 @@ from typing import Annotated
 import msgspec
 
 from service.criteria.context import Context, Draft
+from service.criteria.rules.answers import CodedResult, Ordinal
 from service.criteria.rules.antibodies import AntibodyPair
+from service.criteria.rules.antigen import CellsAbsent, TumourAntigen
 from service.criteria.rules.base import Reads, RuleBase
+from service.criteria.rules.change import Change
 from service.criteria.rules.combine import combined
 from service.criteria.rules.infection import ViralInfection
 from service.criteria.rules.judgement import Judgement
-from service.criteria.rules.leukaemia import (
-    CellsAbsent,
-    Lineage,
-    RelapseAfterTransplant,
-    RemissionDuration,
-    SiteOnly,
-    TumourAntigen,
-)
+from service.criteria.rules.limits import Observation
+from service.criteria.rules.lineage import Lineage, SiteOnly
 from service.criteria.rules.person import Age, Alive, Sex
 from service.criteria.rules.records import Records
+from service.criteria.rules.relapse import RelapseAfterTransplant, RemissionDuration
 from service.criteria.rules.reproduction import Lactation, Pregnancy, PregnancyTest
-from service.criteria.rules.results import Change, CodedResult, Observation, Ordinal
 from service.criteria.rules.studies import ConsentGiven, Participation
 from service.criteria.rules.treatment import ConditionOnTreatment
 from service.values.logic import Reason, negate

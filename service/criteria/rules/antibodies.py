@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from service.criteria.context import Context, Draft, unique, wanted_data
 from service.criteria.model import Settles
+from service.criteria.rules.answers import CodedResult
 from service.criteria.rules.base import Reads, RuleBase, SetNames
-from service.criteria.rules.results import CodedResult
 from service.values.logic import Outcome, Reason, unknown_rank
 
 
