@@ -13,7 +13,7 @@ from service.criteria.evaluate import evaluate
 from service.criteria.model import Result, Verdict, VerdictCode
 from service.errors import MappingError
 from service.values.logic import Outcome, Reason
-from tests.cases import PatientCase, by_id, patient_cases, trial_with
+from tests.cases import ROOT, PatientCase, by_id, patient_cases, trial_with
 
 CANDIDATE = next(case for case in patient_cases() if case.name == "baseline-candidate")
 AS_OF = CANDIDATE.as_of
@@ -156,3 +156,15 @@ def test_a_mistake_names_file_and_line(tmp_path: Path, change: str, line: int) -
     path.write_text("\n".join(lines))
     with pytest.raises(MappingError, match=rf"attestations\.yaml:{line}: "):
         load_attestations(path, [trial_with()])
+
+
+def test_the_readmes_attestations_are_read(tmp_path: Path) -> None:
+    """The example of the README is a file that works."""
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    example = next(
+        part for part in readme.split("```yaml\n")[1:] if part.startswith("attestations:")
+    )
+    path = tmp_path / "attestations.yaml"
+    path.write_text(example.split("```")[0], encoding="utf-8")
+    (read,) = load_attestations(path, [trial_with()])
+    assert result_with("I5", read).reason is Reason.ATTESTED
