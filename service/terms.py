@@ -88,6 +88,21 @@ class LocalCode(NamedTuple):
     code: str
     standard: tuple[str, str] | None = None
     set: str | None = None
+    file: str = "site file"
+    line: int | None = None
+
+
+class SiteLimit(NamedTuple):
+    """A laboratory's own upper limit of normal; ages in whole years, inclusive."""
+
+    analyte: str
+    sex: str
+    limit: str
+    unit: str
+    age_from: int = 0
+    age_to: int | None = None
+    file: str = "site file"
+    line: int | None = None
 
 
 class Uln(NamedTuple):
@@ -397,7 +412,7 @@ def load_terms(
     *,
     local_codes: tuple[LocalCode, ...] = (),
     spellings: Mapping[str, str] | None = None,
-    ulns: tuple[tuple[str, str, str, str], ...] = (),
+    ulns: tuple[SiteLimit, ...] = (),
 ) -> Terms:
     """Load all tables of ``mappings/``, with what a site adds.
 
@@ -417,25 +432,67 @@ def load_terms(
         if known is None:
             raise MappingError(f"no unit {code!r} to spell as {spelling!r}", file="site file")
         units[spelling] = known
-    own = tuple(_site_uln(entry, units) for entry in ulns)
-    replaced = {(entry.analyte, entry.sex) for entry in own}
-    replaced |= {(entry.analyte, sex) for entry in own if entry.sex == "any" for sex in _SEXES}
-    limits = tuple(entry for entry in limits if (entry.analyte, entry.sex) not in replaced) + own
+    own = tuple(_site_uln(entry, units, limits) for entry in ulns)
+    limits = _without_replaced(limits, own)
+    terms = Terms(sets, systems, aliases, units, masses, limits, common, after, local_codes)
     for local in local_codes:
-        if local.set is not None and local.set not in sets:
-            raise MappingError(f"no code set {local.set!r}", file="site file")
-    return Terms(sets, systems, aliases, units, masses, limits, common, after, local_codes)
+        _check_local(local, terms)
+    return terms
+
+
+def _without_replaced(limits: tuple[Uln, ...], own: tuple[Uln, ...]) -> tuple[Uln, ...]:
+    """Let a site's limits take the place of the table's for the same analyte and sex."""
+    replaced = {
+        (entry.analyte, sex)
+        for entry in own
+        for sex in (_SEXES if entry.sex == "any" else (entry.sex,))
+    }
+    kept = (entry for entry in limits if (entry.analyte, entry.sex) not in replaced)
+    return (*kept, *own)
+
+
+def _check_local(local: LocalCode, terms: Terms) -> None:
+    """Raise MappingError for a local code that would be silently useless."""
+    if local.set is not None and local.set not in terms.sets:
+        raise MappingError(f"no code set {local.set!r}", file=local.file, line=local.line)
+    if local.standard is not None:
+        system, code = local.standard
+        if not terms.roles_of(terms.system(system), code.strip()):
+            raise MappingError(
+                f"no code set holds the standard code {code!r}", file=local.file, line=local.line
+            )
 
 
 _SEXES = ("male", "female", "any")
 
 
-def _site_uln(entry: tuple[str, str, str, str], units: Mapping[str, Unit]) -> Uln:
-    analyte, sex, limit, unit = entry
-    number = _decimal(limit)
-    if number is None or unit not in units or sex not in _SEXES:
-        raise MappingError(f"the limit of {analyte!r} is not usable", file="site file")
-    return Uln(analyte, sex, None, None, number, units[unit], "the site's laboratory")
+def _site_uln(entry: SiteLimit, units: Mapping[str, Unit], known: tuple[Uln, ...]) -> Uln:
+    """Read a site's limit; the analyte and the kind of its unit must be the table's."""
+    number, unit = _decimal(entry.limit), units.get(entry.unit)
+    theirs = [row for row in known if row.analyte == entry.analyte]
+    if not theirs:
+        message = f"no analyte {entry.analyte!r} has a limit"
+    elif unit is None or unit.dimension not in _dimensions(theirs):
+        message = f"{entry.unit!r} is no unit of {entry.analyte}"
+    elif number is None or number <= 0:
+        message = "the limit must be a number above 0"
+    else:
+        return Uln(
+            entry.analyte,
+            entry.sex,
+            (entry.age_from, "y"),
+            None if entry.age_to is None else (entry.age_to, "y"),
+            number,
+            unit,
+            "the site's laboratory",
+        )
+    raise MappingError(message, file=entry.file, line=entry.line)
+
+
+def _dimensions(rows: list[Uln]) -> set[str | None]:
+    found = {row.unit.dimension for row in rows}
+    concentrations: set[str | None] = {"mass-concentration", "substance-concentration"}
+    return found | concentrations if found & concentrations else found
 
 
 def _table(path: Path, columns: tuple[str, ...]) -> Iterator[tuple[int, dict[str, str]]]:

@@ -9,7 +9,7 @@ import pytest
 
 from service.errors import MappingError
 from service.site import Site, load_site, zone_of
-from service.terms import LocalCode, load_terms
+from service.terms import LocalCode, SiteLimit, load_terms
 from service.values.quantities import Unit
 from tests.cases import ROOT
 
@@ -54,13 +54,13 @@ def test_everything_a_site_file_can_set_is_read(tmp_path: Path) -> None:
     site = load_site(written(tmp_path, FULL))
     assert site.zone == ZoneInfo("Asia/Shanghai")
     assert site.local_codes == (
-        LocalCode("urn:oid:1.2.3.4", "CREA", ("http://loinc.org", "2160-0"), None),
-        LocalCode("urn:oid:1.2.3.4", "FMC63", None, "anti-fmc63-antibody"),
+        LocalCode("urn:oid:1.2.3.4", "CREA", ("http://loinc.org", "2160-0"), None, "site.yaml", 3),
+        LocalCode("urn:oid:1.2.3.4", "FMC63", None, "anti-fmc63-antibody", "site.yaml", 7),
     )
     assert site.spellings == {"mg pro dL": "mg/dL"}
     assert site.ulns == (
-        ("creatinine", "female", "0.95", "mg/dL"),
-        ("alt", "any", "40", "U/L"),
+        SiteLimit("creatinine", "female", "0.95", "mg/dL", 18, None, "site.yaml", 11),
+        SiteLimit("alt", "any", "40", "U/L", 18, None, "site.yaml", 12),
     )
     assert site.search.not_offered == {"ResearchSubject": "none-kept", "Consent": "unknown"}
     assert site.search.harmless_outcomes == {"4101"}
@@ -138,7 +138,12 @@ def test_every_mistake_is_told_by_file_and_line(tmp_path: Path, mistake: str) ->
         ("local_codes: [{system: a, code: b, set: creatinin}]\n", "creatinin"),
         ("unit_spellings: {mgdl: mg/dl.}\n", "mg/dl."),
         ("upper_limits: [{analyte: alt, limit: 40, unit: units}]\n", "alt"),
-        ("upper_limits: [{analyte: alt, limit: 40, unit: U/L, sex: woman}]\n", "alt"),
+        ("upper_limits: [{analyte: creatinin, limit: 1, unit: mg/dL}]\n", "creatinin"),
+        ("upper_limits: [{analyte: creatinine, limit: 1, unit: U/L}]\n", "U/L"),
+        (
+            "local_codes: [{system: a, code: b, standard: {system: http://loinc.org, code: x}}]\n",
+            "holds the standard code",
+        ),
     ],
 )
 def test_what_the_code_sets_and_units_do_not_know_is_told_when_they_are_loaded(
@@ -161,3 +166,22 @@ def test_a_zone_is_named_as_everywhere() -> None:
     for name in ("", "CEST", "UTC+2", "/etc/localtime", "Europe"):
         with pytest.raises(ValueError, match="no time zone"):
             zone_of(name)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "upper_limits: [{analyte: alt, limit: -1, unit: U/L}]\n",
+        "upper_limits: [{analyte: alt, limit: 0, unit: U/L}]\n",
+        "upper_limits: [{analyte: alt, limit: 40, unit: U/L, sex: woman}]\n",
+        "upper_limits: [{analyte: alt, limit: 40, unit: U/L, age_from: 20, age_to: 18}]\n",
+        "upper_limits: [{analyte: alt, limit: 4, unit: U/L}, {analyte: alt, limit: 5, unit: U/L}]\n",
+        "not_offered: {Observations: none-kept}\n",
+        "search: {page_size: 0}\n",
+        "search: {codes_per_search: -3}\n",
+    ],
+)
+def test_a_value_that_makes_no_sense_stops_the_start(tmp_path: Path, text: str) -> None:
+    """With file and line."""
+    with pytest.raises(MappingError, match=r"site\.yaml:1: "):
+        load_site(written(tmp_path, text))

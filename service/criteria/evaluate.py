@@ -124,7 +124,7 @@ class _Evaluation:
 def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:
     settled = draft.settled_by if draft.outcome is Outcome.UNKNOWN else ()
     assumptions = draft.assumptions
-    if draft.reason is Reason.RECORD_ABSENT:
+    if draft.outcome is Outcome.PASS or draft.reason is Reason.RECORD_ABSENT:
         assumptions = unique(assumptions, _taken_as_complete(criterion, ctx))
     return Result(
         criterion.id,
@@ -140,7 +140,11 @@ def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:
 
 
 def _taken_as_complete(criterion: Criterion, ctx: Context) -> tuple[str, ...]:
-    """Name the types whose completeness is an assumption (files, a Bundle handed in, 1.5)."""
+    """Name the types whose completeness is an assumption (files, a Bundle handed in, 1.5).
+
+    Any pass rests on it: of a result on its being the latest, of a record on there being
+    none that speaks against it.
+    """
     if criterion.rule is None:
         return ()
     kinds = dict.fromkeys(kind for reads in criterion.rule.reads() for kind in types_of(reads.type))

@@ -51,6 +51,13 @@ class Settles(NamedTuple):
     first_day: str | None = None
     last_day: str | None = None
 
+    @property
+    def words(self) -> str:
+        """Say all of it: what, of which type, in which code sets."""
+        if self.type is None or not self.sets:
+            return self.text
+        return f"{self.text} ({self.type} in {', '.join(self.sets)})"
+
 
 @dataclass(frozen=True, slots=True)
 class Result:

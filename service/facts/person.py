@@ -52,7 +52,8 @@ def person_of(located: Located, zone: tzinfo) -> Person:
         reference=located.reference,
         version=located.version,
         gender=patient.gender,
-        sex=_sex(patient),
+        # Of copies that differ none says which sex holds (1.8).
+        sex=None if located.conflicting else _sex(patient),
         birth=birth,
         birth_problem=problem,
         deceased=deceased,

@@ -230,7 +230,8 @@ class Observation(RuleBase, frozen=True, kw_only=True, tag="observation"):
         return self._compared(fact, interval, answer, threshold, assumptions, limit.unit.code)
 
     def _times(self, limit: Limit, unit: str) -> str:
-        return f"{self._limits()} (= {number_text(limit.number)} {unit}, {limit.source})"
+        number = f"{number_text(limit.number)} {unit}".strip()
+        return f"{self._limits()} (= {number}, {limit.source})"
 
     def _limits(self) -> str:
         parts = []

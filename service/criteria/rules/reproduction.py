@@ -22,7 +22,7 @@ from service.criteria.context import (
     worst,
 )
 from service.criteria.latest import Latest, judge_latest, select
-from service.criteria.model import Settles
+from service.criteria.model import Evidence, Settles
 from service.criteria.reading import Polarity, read_number, read_polarity, to_unit
 from service.criteria.rules.base import (
     RESULT_UNKNOWNS,
@@ -130,6 +130,22 @@ def _tested(fact: Fact, polarity: Polarity | Reason) -> Finding:
     return Finding(Outcome.FAIL, Reason.VALUE_VIOLATES, text, evidence)
 
 
+def not_for_men(ctx: Context) -> Draft | None:
+    """Answer for men, and where versions of the Patient differ; None for all others."""
+    person = ctx.facts.person
+    if person.conflicting:
+        return Draft(
+            Outcome.UNKNOWN,
+            Reason.CONFLICTING_DATA,
+            "versions of the Patient differ",
+            (Evidence(person.reference, version=person.version),),
+            settled_by=(Settles("which version of the Patient holds", "Patient"),),
+        )
+    if person.sex == "male":
+        return Draft(Outcome.PASS, Reason.NOT_APPLICABLE, "does not apply to men")
+    return None
+
+
 class PregnancyTest(RuleBase, frozen=True, kw_only=True, tag="pregnancy-test"):
     """A negative pregnancy test of those of childbearing potential (I8.pregnancy_test)."""
 
@@ -140,8 +156,9 @@ class PregnancyTest(RuleBase, frozen=True, kw_only=True, tag="pregnancy-test"):
     not_childbearing: SetNames
 
     def evaluate(self, ctx: Context) -> Draft:
-        if ctx.facts.person.sex == "male":
-            return Draft(Outcome.PASS, Reason.NOT_APPLICABLE, "does not apply to men")
+        apart = not_for_men(ctx)
+        if apart is not None:
+            return apart
         young, old = self._age(ctx)
         if young is True or old is True:
             return Draft(Outcome.PASS, Reason.NOT_APPLICABLE, "not of childbearing age")
@@ -236,8 +253,9 @@ class Pregnancy(RuleBase, frozen=True, kw_only=True, tag="pregnancy"):
     question: str
 
     def evaluate(self, ctx: Context) -> Draft:
-        if ctx.facts.person.sex == "male":
-            return Draft(Outcome.PASS, Reason.NOT_APPLICABLE, "does not apply to men")
+        apart = not_for_men(ctx)
+        if apart is not None:
+            return apart
         latest = self.tests.latest(ctx)
         findings = [*self._by_condition(ctx, latest), *self._by_status(ctx)]
         findings += self._by_test(ctx, latest)
@@ -448,8 +466,9 @@ class Lactation(RuleBase, frozen=True, kw_only=True, tag="lactation"):
     question: str
 
     def evaluate(self, ctx: Context) -> Draft:
-        if ctx.facts.person.sex == "male":
-            return Draft(Outcome.PASS, Reason.NOT_APPLICABLE, "does not apply to men")
+        apart = not_for_men(ctx)
+        if apart is not None:
+            return apart
         finder = Finder(
             resource="Condition",
             codes=self.conditions,
