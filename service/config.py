@@ -159,7 +159,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "source",
         "where records are read: a FHIR base URL, a directory or a file; "
-        "none: the fixtures shipped with the service",
+        "serve and demo without it: the shipped patients",
         _text,
     ),
     Setting("site", "the hospital's site file (YAML)", _path),

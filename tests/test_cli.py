@@ -5,7 +5,9 @@ from __future__ import annotations
 import http.server
 import json
 import os
+import pty
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -13,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +23,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service import __version__
-from service.cli import main
+from service.cli import demo, main
 
 ROOT = Path(__file__).resolve().parent.parent
 PATIENTS = ROOT / "fixtures" / "patients"
@@ -181,6 +184,63 @@ def test_all_evaluates_every_patient_of_a_folder() -> None:
     assert found == {f"Patient/{path.stem}" for path in PATIENTS.glob("*.json")}
 
 
+@pytest.mark.parametrize("command", ["evaluate", "coverage"])
+@pytest.mark.parametrize("content", ["{", '{"resourceType": "Bundle", "type": "coll', "nonsense"])
+def test_a_file_that_can_not_be_read_is_named_and_fails_the_command(
+    command: str, content: str, tmp_path: Path
+) -> None:
+    shutil.copy(BASELINE, tmp_path)
+    (tmp_path / "bad.json").write_text(content, encoding="utf-8")
+    for source in (tmp_path, tmp_path / "bad.json"):
+        asked = [TRIAL, "--all", "--as-of", DAY] if command == "evaluate" else ["--trial", TRIAL]
+        done = run(command, *asked, "--source", source, "--format", "json")
+        assert done.exit_code == 1
+        assert "bad.json" in done.stderr
+        assert ("baseline-candidate" in done.stdout) == (
+            command == "evaluate" and source == tmp_path
+        )
+
+
+def test_a_patient_that_can_not_be_read_in_a_whole_file_fails_all(tmp_path: Path) -> None:
+    shutil.copy(BASELINE, tmp_path)
+    bundle = {
+        "resourceType": "Bundle",
+        "type": "collection",
+        "entry": [{"resource": {"resourceType": "Patient", "id": 7}}],
+    }
+    (tmp_path / "half.json").write_text(json.dumps(bundle), encoding="utf-8")
+    done = evaluate("--all", "--format", "json", source=tmp_path)
+    assert done.exit_code == 1
+    assert "half.json" in done.stderr
+
+
+def test_named_patients_do_not_depend_on_other_files(tmp_path: Path) -> None:
+    shutil.copy(BASELINE, tmp_path)
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    assert evaluate("baseline-candidate", source=tmp_path).exit_code == 0
+
+
+def test_a_result_on_a_terminal_stands_on_a_line_of_its_own() -> None:
+    ours, theirs = pty.openpty()
+    arguments = ["evaluate", TRIAL, "--all", "--source", str(BASELINE), "--as-of", DAY]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", *arguments, "--format", "json"],
+        env=environment(),
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    said = b""
+    try:
+        while more := os.read(ours, 65_536):
+            said += more
+    except OSError:
+        pass  # the other end is closed
+    os.close(ours)
+    assert process.wait(timeout=60) == 0
+    assert b"evaluating 1 of 1\r\x1b[K{" in said
+
+
 def test_a_patient_may_be_named_as_reference() -> None:
     done = evaluate("Patient/baseline-candidate", "--format", "json")
     assert json.loads(done.stdout)["patient"] == "Patient/baseline-candidate"
@@ -209,8 +269,8 @@ def test_a_server_that_does_not_answer_fails_each_patient_by_name() -> None:
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["evaluate", TRIAL, "--source", str(BASELINE)], "name the patients"),
-        (["evaluate", TRIAL, "x", "--all", "--source", str(BASELINE)], "not both"),
+        (["evaluate", TRIAL, "--source", str(BASELINE)], "name patients' ids, or give --all"),
+        (["evaluate", TRIAL, "x", "--all", "--source", str(BASELINE)], "either ids or --all"),
         (["evaluate", TRIAL, "x"], "--source"),
         (["evaluate", TRIAL, "x", "--source", "no/such/folder"], "no/such/folder"),
         (["evaluate", "NCT00000000", "x", "--source", str(BASELINE)], "NCT00000000"),
@@ -369,6 +429,29 @@ def test_load_again_sends_the_same(recorder: tuple[str, list[dict[str, Any]]]) -
     assert taken[0] == taken[1]
 
 
+def test_load_names_what_is_left_out_and_files_that_can_not_be_read(
+    recorder: tuple[str, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    url, taken = recorder
+    resources: list[dict[str, Any]] = [
+        {"resourceType": "Patient", "id": "p"},
+        {"resourceType": "Condition", "id": "c", "subject": {"reference": "Patient/p"}},
+        {"resourceType": "Condition", "id": "d", "subject": {"reference": "Patient/p"}},
+    ]
+    resources[2]["code"] = "not a CodeableConcept"
+    entries = [{"resource": resource} for resource in resources]
+    bundle = {"resourceType": "Bundle", "type": "collection", "entry": entries}
+    (tmp_path / "good.json").write_text(json.dumps(bundle), encoding="utf-8")
+    assert (done := run("load", "--to", url, "--from", tmp_path)).exit_code == 0, done.output
+    assert done.stderr == "left out: Condition/d: not readable as FHIR R4\n"
+    assert "1 patients, 2 resources; 1 left out" in done.stdout
+    (tmp_path / "bad.json").write_text("{", encoding="utf-8")
+    done = run("load", "--to", url, "--from", tmp_path)
+    assert done.exit_code == 1
+    assert "bad.json" in done.stderr
+    assert len(taken) == 2
+
+
 def test_load_waits_for_a_server_only_as_long_as_told() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
@@ -396,7 +479,38 @@ def test_demo_once_asks_for_every_shipped_patient_and_ends(tmp_path: Path) -> No
         assert path.stem in done.stdout
     for verdict in ("potentially-eligible", "ineligible"):
         assert verdict in done.stdout
-    assert re.search(r"^curl .*\$evaluate-eligibility", done.stdout, re.MULTILINE)
+    # The service is gone by now: a request to it would lead nowhere.
+    assert "curl" not in done.stdout
+    assert "eligibility demo" in done.stdout
+
+
+def test_demo_on_a_port_in_use_says_so() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = run("demo", "--once", "--port", port)
+    assert done.exit_code == 1
+    assert f"port in use: {port}" in done.stderr
+
+
+def test_demo_fails_when_a_shipped_patient_can_not_be_evaluated(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    @contextmanager
+    def service(port: int) -> Iterator[str]:
+        yield "http://127.0.0.1:1"
+
+    def ask(base: str, case: demo._Case) -> demo._Row:
+        return demo._Row(case, "no such patient", (), (), (), evaluated=case.patient != "aml")
+
+    monkeypatch.setattr(demo, "_service", service)
+    monkeypatch.setattr(demo, "_ask", ask)
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        assert run("demo", "--once").exit_code == 1
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_demo_serves_until_it_is_interrupted_and_ends_cleanly(tmp_path: Path) -> None:
@@ -411,7 +525,7 @@ def test_demo_serves_until_it_is_interrupted_and_ends_cleanly(tmp_path: Path) ->
     assert process.stdout is not None
     address = ""
     for line in process.stdout:
-        if found := re.search(r"http://127\.0\.0\.1:\d+", line):
+        if found := line.startswith("curl ") and re.search(r"http://127\.0\.0\.1:\d+", line):
             address = found[0]
         if line.startswith("Serving until Ctrl-C"):
             break

@@ -175,7 +175,7 @@ def test_a_zone_is_named_as_everywhere() -> None:
         "upper_limits: [{analyte: alt, limit: 0, unit: U/L}]\n",
         "upper_limits: [{analyte: alt, limit: 40, unit: U/L, sex: woman}]\n",
         "upper_limits: [{analyte: alt, limit: 40, unit: U/L, age_from: 20, age_to: 18}]\n",
-        "upper_limits: [{analyte: alt, limit: 4, unit: U/L}, {analyte: alt, limit: 5, unit: U/L}]\n",
+        "upper_limits: [{analyte: a, limit: 4, unit: U/L}, {analyte: a, limit: 5, unit: U/L}]\n",
         "not_offered: {Observations: none-kept}\n",
         "search: {page_size: 0}\n",
         "search: {codes_per_search: -3}\n",

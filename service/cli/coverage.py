@@ -13,6 +13,7 @@ from rich.text import Text
 
 from service.cli.options import SOURCE_SETTINGS, complete_trial, settings_options
 from service.cli.progress import tracked
+from service.cli.unread import name_unread
 from service.config import load_settings
 from service.coverage import Coverage, survey
 from service.errors import SourceError, UsageError
@@ -26,6 +27,8 @@ Examples:
   eligibility coverage --source export/ --format json
 \b
 What is unmapped goes into the site file: local_codes, unit_spellings, upper_limits.
+Exit codes: 0 all was read, 1 some patient or file could not be (files are named on the
+error stream), 2 wrong usage.
 """
 
 
@@ -65,6 +68,7 @@ def command(trial: str, limit: int | None, form: str, **flags: str | None) -> No
     source = build_source(settings, screening.site)
     wanted = screening.trial(trial)
     ids = list(islice(source.patient_ids(), limit))
+    unread = name_unread(source)
     found = survey(source, tracked(ids, "reading"), wanted, screening.terms)
     if form == "json":
         click.echo(msgspec.json.encode(found).decode())
@@ -72,6 +76,8 @@ def command(trial: str, limit: int | None, form: str, **flags: str | None) -> No
         _print(found, console())
     if ids and not found.patients:
         raise SourceError("no patient of the source could be read")
+    if found.failed or unread:
+        raise click.exceptions.Exit(1)
 
 
 def _print(found: Coverage, out: Console) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -24,6 +25,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from service.cli import Failed
 from service.cli.progress import tracked
 from service.errors import SourceError
 from service.wiring import data_dir
@@ -40,6 +42,9 @@ Examples:
   eligibility demo
   eligibility demo --port 8080
   eligibility demo --once
+\b
+Exit codes: 0 all were evaluated, 1 some patient could not be, or the service can't start
+(as on a port in use), 2 wrong usage.
 """
 
 
@@ -59,6 +64,7 @@ class _Row(NamedTuple):
     failed: tuple[str, ...]
     missing: tuple[str, ...]
     to_judge: tuple[str, ...]
+    evaluated: bool = True
 
 
 @click.command(epilog=_EPILOG)
@@ -79,10 +85,15 @@ def command(port: int, once: bool) -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     with _service(port) as base:
         rows = [_ask(base, case) for case in tracked(cases, "evaluating")]
-        _print(rows, base)
-        if not once:
+        _print(rows)
+        if once:
+            click.echo("\nTo ask it yourself, let it serve on: eligibility demo")
+        else:
+            _print_request(rows, base)
             click.echo("\nServing until Ctrl-C.")
             _until_stopped()
+    if not all(row.evaluated for row in rows):
+        raise click.exceptions.Exit(1)
 
 
 def shipped_cases(fixtures: Path) -> list[_Case]:
@@ -100,7 +111,7 @@ def shipped_cases(fixtures: Path) -> list[_Case]:
 @contextmanager
 def _service(port: int) -> Iterator[str]:
     """Run ``eligibility serve`` on the loopback address; give its base URL."""
-    port = port or _free_port()
+    port = _usable(port) if port else _free_port()
     base = f"http://127.0.0.1:{port}"
     # The demo is about the shipped patients, whatever is configured for the real service.
     environment = {
@@ -128,6 +139,20 @@ def _service(port: int) -> Iterator[str]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _usable(port: int) -> int:
+    """Refuse a port that is taken: whoever has it would answer in the service's place."""
+    with socket.socket() as probe:
+        # As the service does: connections that have just ended don't keep the port.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            taken = error.errno == errno.EADDRINUSE
+            what = "port in use" if taken else "the port can't be used"
+            raise Failed(f"{what}: {port}") from error
+    return port
 
 
 def _free_port() -> int:
@@ -181,7 +206,7 @@ def _ask(base: str, case: _Case) -> _Row:
         raise SourceError(f"the service did not answer ({type(error).__name__})") from error
     if not reply.ok:
         issue = answer.get("issue", [{}])[0]
-        return _Row(case, issue.get("diagnostics", reply.reason), (), (), ())
+        return _Row(case, issue.get("diagnostics", reply.reason), (), (), (), evaluated=False)
     return _row(case, answer)
 
 
@@ -229,7 +254,7 @@ def _value(parameter: dict[str, Any]) -> str:
 _COLOURS = {"eligible": "green", "potentially-eligible": "yellow", "ineligible": "red"}
 
 
-def _print(rows: list[_Row], base: str) -> None:
+def _print(rows: list[_Row]) -> None:
     console = Console(highlight=False)
     if not console.is_terminal:
         console = Console(highlight=False, width=_WIDTH_WITHOUT_TERMINAL)
@@ -256,6 +281,9 @@ def _print(rows: list[_Row], base: str) -> None:
     click.echo(", ".join(f"{number} {verdict}" for verdict, number in counts.most_common()))
     if always:
         click.echo(f"Open for each of them, for a person to judge: {' '.join(always)}")
+
+
+def _print_request(rows: list[_Row], base: str) -> None:
     click.echo("\nTry one yourself:")
     click.echo(
         f"curl -sS {shlex.quote(_address(base))} -H 'Content-Type: application/fhir+json' "

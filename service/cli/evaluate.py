@@ -9,7 +9,8 @@ import click
 import msgspec
 
 from service.cli.options import SOURCE_SETTINGS, settings_options, trial_argument
-from service.cli.progress import tracked
+from service.cli.progress import clear_line, tracked
+from service.cli.unread import name_unread
 from service.config import Settings, load_settings
 from service.criteria.model import Verdict
 from service.errors import EligibilityError, UsageError
@@ -25,8 +26,8 @@ Examples:
   eligibility evaluate NCT06056752 --all --source export/ --format json > verdicts.ndjson
   eligibility evaluate NCT06056752 123 --source record.json --as-of 2026-11-01
 \b
-Exit codes: 0 all were evaluated, 1 some patient could not be (each named on the error
-stream), 2 wrong usage.
+Exit codes: 0 all were evaluated, 1 some patient could not be, or with --all some file not
+be read (each named on the error stream), 2 wrong usage.
 """
 
 
@@ -77,13 +78,14 @@ def command(
     **flags: str | None,
 ) -> None:
     """Evaluate PATIENTs (ids) for TRIAL, or all of them with --all."""
-    if everyone == bool(patients):
-        raise UsageError("name the patients' ids, or give --all, not both")
+    if everyone and patients:
+        raise UsageError("either ids or --all, not both")
+    if not everyone and not patients:
+        raise UsageError("name patients' ids, or give --all")
     settings = load_settings(flags=flags)
     if settings.source is None:
         raise UsageError("say where the records are with --source URL|DIR|FILE")
-    failed = _evaluate(settings, trial, patients, as_of, _writer(form, settings))
-    if failed:
+    if not _evaluate(settings, trial, patients, as_of, _writer(form, settings)):
         raise click.exceptions.Exit(1)
 
 
@@ -93,33 +95,47 @@ def _evaluate(
     patients: tuple[str, ...],
     as_of: date | None,
     write: Callable[[Verdict], None],
-) -> int:
-    """Evaluate and write the patients one by one; give the number of those that failed."""
+) -> bool:
+    """Evaluate and write the patients one by one; tell whether none asked for is missing."""
     screening = build_screening(settings)
     trial = screening.trial(trial_id)
     source = build_source(settings, screening.site)
     day = as_of or date.fromisoformat(today(screening.site))
     ids = [patient.removeprefix("Patient/") for patient in patients] or list(source.patient_ids())
-    failed = 0
+    # Who is in a file that can't be read was not listed, so --all has not reached all.
+    complete = bool(patients) or not name_unread(source)
+    if not ids:
+        click.echo("no patients were found in the source", err=True)
     for patient in tracked(ids, "evaluating"):
         try:
             verdict = screening.evaluate_patient(trial, source, patient, day)
         except EligibilityError as error:
             # One bad record stops nobody else's; the caller learns of it by name.
-            failed += 1
+            complete = False
+            clear_line()
             click.echo(f"Patient/{patient}: {error.message}", err=True)
             continue
+        clear_line()
         write(verdict)
-    return failed
+    return complete
 
 
 def _writer(form: str, settings: Settings) -> Callable[[Verdict], None]:
     if form == "json":
-        return lambda verdict: click.echo(verdict_line(verdict))
+        return _write_json
     if form == "fhir":
         return lambda verdict: click.echo(_fhir_line(verdict, settings))
     out = console()
     return lambda verdict: print_verdict(verdict, out)
+
+
+def _write_json(verdict: Verdict) -> None:
+    """Write the line; what was not used is reported beside it, on the error stream."""
+    click.echo(verdict_line(verdict))
+    for message in verdict.messages:
+        about = (message.type, message.reference, message.place)
+        named = " ".join(part for part in about if part)
+        click.echo(f"{verdict.patient}: {named}: {message.text}", err=True)
 
 
 def _fhir_line(verdict: Verdict, settings: Settings) -> str:

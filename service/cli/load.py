@@ -10,7 +10,8 @@ import click
 import msgspec
 
 from service.cli.options import settings_options
-from service.cli.progress import tracked
+from service.cli.progress import clear_line, tracked
+from service.cli.unread import name_unread
 from service.config import SETTINGS, load_settings
 from service.errors import SourceError
 from service.fhir.auth import Auth
@@ -31,7 +32,8 @@ Examples:
   eligibility load --to http://localhost:8080/fhir --wait 300
 \b
 Loading again replaces what was loaded: each resource is put under its own id.
-Exit codes: 0 all loaded, 1 some patient was not (each named), 2 wrong usage.
+Exit codes: 0 all loaded, 1 some patient was not or some file could not be read (each named),
+2 wrong usage. Resources that are left out are named with the reason.
 """
 
 
@@ -127,15 +129,24 @@ def command(target: str, folder: Path | None, wait: int, **flags: str | None) ->
     source = FileSource(folder or data_dir() / "fixtures" / "patients")
     loaded = left_out = failed = 0
     patients = list(source.patient_ids())
+    unread = name_unread(source)
+    said: set[str] = set()
     for patient in tracked(patients, "loading"):
         prepared = transaction(source.fetch(patient, _EVERYTHING).items)
         reply = server.send("POST", "", prepared.body, _SECONDS_PER_PATIENT)
         if reply.status != HTTPStatus.OK:
             failed += 1
+            clear_line()
             click.echo(f"Patient/{patient}: {_refusal(reply)}", err=True)
             continue
         loaded += prepared.loaded
         left_out += prepared.left_out
+        # What can't be read and is nobody's comes with every patient, but is said once.
+        for reason in dict.fromkeys(prepared.reasons):
+            if reason not in said:
+                said.add(reason)
+                clear_line()
+                click.echo(f"left out: {reason}", err=True)
     click.echo(f"{len(patients) - failed} patients, {loaded} resources; {left_out} left out")
-    if failed:
+    if failed or unread:
         raise click.exceptions.Exit(1)

@@ -17,6 +17,8 @@ import msgspec
 from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from service.criteria.rules.base import RuleBase, WindowText
+from service.criteria.rules.judgement import Judgement
+from service.criteria.rules.records import Finder, Records
 from service.criteria.trial import CriterionFile, TrialFile, load_trial, plain
 from service.errors import MappingError
 from service.site import load_site
@@ -34,6 +36,9 @@ _OPPOSITE = (
     ("accepted", "rejected"),
     ("remission", "relapse"),
 )
+_ALL_OF_IT = 100
+_LETTERS = {"I": "inclusion", "E": "exclusion"}
+_LETTERED = re.compile(r"[IE][0-9]")
 _NUMBERED = re.compile(r"([A-Z])([0-9]+)")
 _WINDOW_PATTERN: str = get_args(WindowText)[1].pattern
 _WINDOW_MISTAKE = "a window needs a number and its unit, as in: 28 days"
@@ -60,7 +65,7 @@ def check_files(paths: Sequence[Path], mappings: Path) -> list[Finding]:
         elif path.suffix in (".yaml", ".yml"):
             found += _yaml(path, _home(path) or mappings)
         elif path.suffix == ".csv" and (home := _home(path)) is not None:
-            found += [one for one in _folder(home) if Path(one.file) == path]
+            found += _only(path, home)
         else:
             found.append(Finding(str(path), None, "no trial, site, set or table of mappings"))
     return list(dict.fromkeys(found))
@@ -72,6 +77,21 @@ def _home(path: Path) -> Path | None:
         if (folder / "sets.yaml").is_file():
             return folder
     return None
+
+
+def _only(path: Path, folder: Path) -> list[Finding]:
+    """Check one file of the sets by checking its folder.
+
+    A mistake elsewhere for which the sets can't be loaded is told too: nothing was checked.
+    """
+    try:
+        load_terms(folder)
+    except MappingError as error:
+        return [_of(error, path, folder)]
+    whole = path.resolve()
+    return [
+        one._replace(file=str(path)) for one in _folder(folder) if Path(one.file).resolve() == whole
+    ]
 
 
 def _folder(folder: Path) -> list[Finding]:
@@ -92,23 +112,30 @@ def _yaml(path: Path, mappings: Path) -> list[Finding]:
     try:
         content = load_yaml(path)
         if path.name == "sets.yaml":
-            return [one for one in _folder(path.parent) if Path(one.file) == path]
+            return _only(path, path.parent)
         if "criteria" in content:
             return _trial(path, content.content, load_terms(mappings))
         site = load_site(path)
         load_terms(mappings, local_codes=site.local_codes, spellings=site.spellings, ulns=site.ulns)
     except MappingError as error:
-        return [_of(error, path)]
+        return [_of(error, path, mappings)]
     return []
 
 
-def _of(error: MappingError, near: Path) -> Finding:
-    """Give an error's place with the file's whole path."""
-    folder = near if near.is_dir() else near.parent
-    for path in (near, folder / error.file, folder / "codes" / error.file):
-        if path.name == error.file:
-            return Finding(str(path), error.line, error.problem)
-    return Finding(error.file, error.line, error.problem)
+def _of(error: MappingError, *near: Path) -> Finding:
+    """Give an error's place with the file's real path.
+
+    ``near``: the file that was read and the folders of mappings it rests on.
+    """
+    for place in near:
+        folder = place if place.is_dir() else place.parent
+        for path in (
+            place,
+            *(folder / part / error.file for part in ("", "codes", "trials")),
+        ):
+            if path.name == error.file and path.is_file():
+                return Finding(str(path), error.line, error.problem)
+    return Finding(str(near[0]), error.line, error.problem)
 
 
 # --- code sets
@@ -162,7 +189,55 @@ def _trial(path: Path, raw: CommentedMap, terms: Terms) -> list[Finding]:
     for criterion in _walk(stated.criteria):
         if criterion.rule is not None:
             found += _rule(criterion.id, criterion.rule, terms, places)
-    return found or _first_mistake(path, terms)
+    return [*(found or _first_mistake(path, terms)), *_unmeant(path, stated, places)]
+
+
+def _unmeant(path: Path, stated: TrialFile, places: _Places) -> Iterator[Finding]:
+    """Find what loads and works, but can't be meant."""
+    if path.stem != stated.id:
+        line = places.first(stated.id)
+        yield Finding(places.file, line, f"the file of trial {stated.id} has another name")
+    for criterion, kind, alternative in _kinds(stated.criteria):
+        for problem in _contradictions(criterion, kind, alternative=alternative):
+            yield Finding(places.file, places.first(criterion.id), f"{criterion.id}: {problem}")
+
+
+def _kinds(
+    criteria: Iterable[CriterionFile], kind: str | None = None, *, alternative: bool = False
+) -> Iterator[tuple[CriterionFile, str | None, bool]]:
+    """Go through criteria and parts with their kind, and whether another may decide instead."""
+    for criterion in criteria:
+        own = criterion.kind or kind
+        yield criterion, own, alternative
+        one_of_some = alternative or criterion.combine == "any"
+        yield from _kinds(criterion.parts, own, alternative=one_of_some)
+
+
+def _contradictions(
+    criterion: CriterionFile, kind: str | None, *, alternative: bool
+) -> Iterator[str]:
+    """Say where a criterion's rule contradicts what the criterion is."""
+    meant = _LETTERS.get(criterion.id[0]) if _LETTERED.match(criterion.id) else None
+    if meant is not None and kind in _LETTERS.values() and kind != meant:
+        yield f"the id says {meant}, the kind says {kind}"
+    rule = criterion.rule
+    if isinstance(rule, Judgement) and criterion.computed != "attested":
+        yield f"a judgement is attested, not {criterion.computed} (computed)"
+    if isinstance(rule, Records) and not alternative:
+        reached = {rule.absent, *(then for finder in rule.find for then in _outcomes(finder))}
+        if kind == "exclusion" and not reached & {"fail", "judgement"}:
+            yield "no record can ever make this exclusion fail or need a judgement"
+        settled = rule.not_applicable_if_male or criterion.computed == "attested"
+        if kind == "inclusion" and "pass" not in reached and not settled:
+            yield "no record can ever make this inclusion pass"
+
+
+def _outcomes(finder: Finder) -> Iterator[str]:
+    """List what finding a record can mean, other than that it is uncertain."""
+    found = (finder.then, finder.inactive, finder.order, finder.intolerance)
+    yield from (then for then in found if then is not None)
+    if finder.long_ago is not None:
+        yield "judgement"
 
 
 def _first_mistake(path: Path, terms: Terms) -> list[Finding]:
@@ -286,6 +361,11 @@ def _rule(name: str, rule: RuleBase, terms: Terms, places: _Places) -> Iterator[
         unit = getattr(part, "unit", None)
         if isinstance(unit, str) and terms.unit(unit) is None:
             yield from places.finding(unit, f"{name}: no unit {unit!r} in units.csv")
+        if unit == "%" and getattr(part, "times", None) is None:
+            for end in ("at_most", "at_least", "above", "below"):
+                limit = getattr(part, end, None)
+                if limit is not None and limit > _ALL_OF_IT:
+                    yield Finding(places.file, line, f"{name}: {end} is {limit}, more than 100 %")
         analyte = getattr(part, "analyte", None)
         known = {limit.analyte for limit in terms.ulns} | set(terms.molar_masses)
         if isinstance(analyte, str) and analyte not in known:

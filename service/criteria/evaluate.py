@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import date
 
 from service.criteria.attestation import Attestation, laid_over
-from service.criteria.context import Context, Draft, unique
-from service.criteria.model import Result, Verdict, VerdictCode
-from service.criteria.rules.base import types_of
+from service.criteria.context import Context, Draft, period_text, unique
+from service.criteria.model import Result, Settles, Verdict, VerdictCode
+from service.criteria.rules import Rule
+from service.criteria.rules.base import types_of, window_of
 from service.criteria.trial import Criterion, Trial
 from service.facts.model import PatientFacts
 from service.values.dates import day_text
@@ -123,6 +124,8 @@ class _Evaluation:
 
 def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:
     settled = draft.settled_by if draft.outcome is Outcome.UNKNOWN else ()
+    if criterion.rule is not None and any(settles.type is not None for settles in settled):
+        settled = unique(_filled(settled, criterion.rule, ctx))
     assumptions = draft.assumptions
     if draft.outcome is Outcome.PASS or draft.reason is Reason.RECORD_ABSENT:
         assumptions = unique(assumptions, _taken_as_complete(criterion, ctx))
@@ -137,6 +140,33 @@ def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:
         assumptions,
         settled,
     )
+
+
+def _filled(settled: Iterable[Settles], rule: Rule, ctx: Context) -> Iterable[Settles]:
+    """Name the code sets and the period of data wanted, where the rule's answer left them open.
+
+    Of the sets named for several types together each type keeps those read of it: the codes
+    of a disease are none of a ResearchSubject or a Consent, which are read without codes.
+    The rule's period holds for its one type; with several types it may be that of another.
+    """
+    sets: dict[str, tuple[str, ...]] = {}
+    for reads in rule.reads():
+        for kind in types_of(reads.type):
+            sets[kind] = unique(sets.get(kind, ()), reads.sets)
+    within = getattr(rule, "within", None) if len(sets) == 1 else None
+    first, last = period_text(ctx, window_of(within) if within else None)
+    if "Observation" in sets:
+        # Reports are read for the codes of the results they hold.
+        sets.setdefault("DiagnosticReport", sets["Observation"])
+    for settles in settled:
+        if settles.type is None or settles.type not in sets:
+            yield settles
+            continue
+        known = sets[settles.type]
+        named = tuple(name for name in settles.sets if name in known) or known
+        dated = settles.first_day is not None or settles.last_day is not None
+        period = (settles.first_day, settles.last_day) if dated else (first, last)
+        yield Settles(settles.text, settles.type, named, *period)
 
 
 def _taken_as_complete(criterion: Criterion, ctx: Context) -> tuple[str, ...]:

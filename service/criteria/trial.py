@@ -25,6 +25,20 @@ from service.terms import Terms
 from service.yamlfile import load_yaml
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
+# The codes of ResearchStudy.status in R4.
+StudyStatus = Literal[
+    "active",
+    "administratively-completed",
+    "approved",
+    "closed-to-accrual",
+    "closed-to-accrual-and-intervention",
+    "completed",
+    "disapproved",
+    "in-review",
+    "temporarily-closed-to-accrual",
+    "temporarily-closed-to-accrual-and-intervention",
+    "withdrawn",
+]
 
 
 class CriterionFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -50,6 +64,7 @@ class CriterionFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class TrialFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A trial as its file states it.
 
+    ``status``: a code of R4's ResearchStudy.status, published as it is.
     ``identifiers``: registry and sponsor numbers by which records name the study.
     ``index``: code sets of the trial's disease; the population of a search. ``protocol``:
     the numbered sentences of the protocol that criteria must cover.
@@ -60,7 +75,7 @@ class TrialFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     title: Text
     name: Text
     sponsor: str | None = None
-    status: str = "active"
+    status: StudyStatus = "active"
     phase: str | None = None
     conditions: tuple[str, ...] = ()
     identifiers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
@@ -95,7 +110,7 @@ class Trial:
     title: str
     name: str
     sponsor: str | None
-    status: str
+    status: StudyStatus
     phase: str | None
     conditions: tuple[str, ...]
     identifiers: tuple[str, ...]

@@ -28,21 +28,32 @@ _AS_BRACES = bytes.maketrans(b"[]", b"{}")
 _ANSWERS = ("searchset", "batch-response", "transaction-response", "history")
 _HISTORY = re.compile(r"/_history/[^/]*$")
 _TYPE_IN_PATH = re.compile(r"/([A-Z][A-Za-z]{2,63})(?:/_search)?/?$")
+_PARAMETER = re.compile(r"[_A-Za-z][A-Za-z-]{0,40}")
 _SEVERE = frozenset(("warning", "error", "fatal"))
 
-# Search parameters that narrow a reply to less than the patient's records of the type, or
-# trim what its resources hold; absence from such a reply proves nothing. A server's own
-# paging parameters are not among them.
-_NARROWING = frozenset((
-    "code", "category", "date", "status", "clinical-status", "verification-status", "severity",
-    "encounter", "performer", "requester", "based-on", "part-of", "identifier", "intent",
-    "medication", "reason-code", "reason-reference", "onset-date", "recorded-date",
-    "abatement-date", "authoredon", "effective", "effective-time", "issued", "value-quantity",
-    "value-concept", "value-string", "value-date", "combo-code", "component-code", "study",
-    "vaccine-code", "event", "criticality", "body-site", "specimen", "method", "period",
-    "data-absent-reason", "_lastUpdated", "_since", "_tag", "_security", "_profile", "_has",
-    "_filter", "_text", "_content", "_list", "_elements", "_query", "_type", "_typeFilter",
+# Search parameters that leave a reply as whole as it was: they name the patient, shape the
+# reply or add to it. Any other parameter may narrow it, known or not, and absence from a
+# narrowed reply proves nothing.
+_PATIENT = frozenset(("patient", "subject", "individual"))
+_NEUTRAL = frozenset((
+    "_count", "_sort", "_include", "_revinclude", "_format", "_pretty", "_total", "_score",
+    "_bundletype",
 ))  # fmt: skip
+# Servers' own parameters for their pages: HAPI (_getpages), Google (_page_token), Oracle
+# Health (-pageContext), Epic (sessionID), Blaze (__page-id, __t), Azure (ct).
+_PAGING = re.compile(r"page|cursor|offset|skip|token|session|search-?id|snapshot", re.IGNORECASE)
+_PAGING_NAMES = frozenset(("ct", "__t"))
+# Parameters of every search. Of an address without a type, which may well be a cursor, only
+# these are taken to narrow.
+_GENERAL = frozenset((
+    "_id", "_lastUpdated", "_since", "_tag", "_security", "_profile", "_source", "_has",
+    "_filter", "_text", "_content", "_list", "_elements", "_query", "_typeFilter",
+))  # fmt: skip
+_EVERYTHING = re.compile(r"(?:/([A-Z][A-Za-z]{2,63})(?:/([A-Za-z0-9\-.]{1,64}))?)?/\$everything/?$")
+_COMPARTMENT = re.compile(
+    r"/(Patient|Encounter|Practitioner|RelatedPerson|Device)/([A-Za-z0-9\-.]{1,64})/[^/]+"
+    r"(?:/_search)?/?$"
+)
 
 
 class _Search(msgspec.Struct, frozen=True):
@@ -100,6 +111,7 @@ class Head(msgspec.Struct, frozen=True, rename="camel"):
     individual: Reference | None = None
     medication_reference: Reference | None = None
     study: Reference | None = None
+    contained: msgspec.Raw = msgspec.Raw()
     identifier: msgspec.Raw = msgspec.Raw()
     link: msgspec.Raw = msgspec.Raw()
 
@@ -127,6 +139,7 @@ _BUNDLES = msgspec.json.Decoder(_Bundle)
 _OUTCOMES = msgspec.json.Decoder(_OperationOutcome)
 _DETAILS = msgspec.json.Decoder(_Details)
 _IDENTIFIERS = msgspec.json.Decoder(tuple[Identifier, ...])
+_CONTAINED = msgspec.json.Decoder(tuple[msgspec.Raw, ...])
 _LINKS = msgspec.json.Decoder(tuple[PatientLink, ...])
 
 
@@ -146,8 +159,10 @@ class Reply(NamedTuple):
     """What one Bundle or file claims: for which types, of whom, and whether it is whole.
 
     ``types`` None: all. ``patient`` None: of everybody. ``problem`` says why it is not
-    complete. ``self_url`` and ``next_url`` join the pages of one search; ``total`` is what
-    the server says it has, ``matches`` what the page holds. ``place``: file and line.
+    complete; ``narrowed`` what in its self link made the search less than whole, which
+    ``whole`` turns into a problem. ``self_url`` and ``next_url`` join the pages of one
+    search; ``total`` is what the server says it has, ``matches`` what the page holds.
+    ``place``: file and line.
     """
 
     types: frozenset[str] | None = None
@@ -158,6 +173,7 @@ class Reply(NamedTuple):
     total: int | None = None
     matches: int = 0
     place: str | None = None
+    narrowed: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,11 +213,14 @@ class Taken:
         return joined
 
     def identified(self, system: str | None, value: str) -> str | None:
-        """Find the key of the Patient here that has an identifier, or None."""
-        for patient in self.patients:
-            if (system, value) in patient.identifiers:
-                return patient.key
-        return None
+        """Find the key of the Patient here that has an identifier, or None.
+
+        One that two Patients bear names nobody, unless they are merged.
+        """
+        bearers = [
+            patient.key for patient in self.patients if (system, value) in patient.identifiers
+        ]
+        return bearers[0] if bearers and self.group(bearers[0]).issuperset(bearers) else None
 
 
 def deeper_than(raw: bytes, limit: int) -> bool:
@@ -236,6 +255,20 @@ def head_of(raw: bytes | msgspec.Raw) -> Head | None:
         return _HEADS.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return None
+
+
+def contained_patient(head: Head, local_id: str) -> tuple[tuple[str | None, str], ...]:
+    """Give the identifiers of a Patient that a resource contains; none if it isn't there."""
+    try:
+        inside = _CONTAINED.decode(head.contained) if bytes(head.contained) else ()
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        # The resource itself is refused later, when it is decoded in full.
+        return ()
+    for raw in inside:
+        found = head_of(raw) if kind_of(raw) == "Patient" else None
+        if found is not None and (found.id or "").lstrip("#") == local_id:
+            return patient_head(found, None).identifiers
+    return ()
 
 
 def patient_head(head: Head, full_url: str | None) -> PatientHead:
@@ -430,14 +463,33 @@ def _issue_codes(issue: _Issue) -> set[str]:
     return {issue.code} if issue.code else set()
 
 
+def narrows(name: str, value: str) -> bool:
+    """Tell whether a search parameter may leave out or trim the patient's resources.
+
+    Parameters that name the patient don't count; any that is not known to be harmless does.
+    """
+    plain = name.split(":", 1)[0]
+    if plain == "_summary":
+        return value not in ("false", "")
+    if plain == "_count" and value == "0":
+        return True
+    return not (
+        plain in _NEUTRAL
+        or plain.split(".", 1)[0] in _PATIENT
+        or plain in _PAGING_NAMES
+        or _PAGING.search(plain)
+    )
+
+
 def _search_reply(bundle: _Bundle, only: str | None, problem: str | None, matches: int) -> Reply:
     urls = {link.relation: link.url for link in bundle.link if link.url}
     self_url = urls.get("self")
-    types, patient, narrowed = _searched(self_url) if self_url else (None, None, None)
+    searched = _searched(self_url) if self_url else _Searched()
     return Reply(
-        types=types,
-        patient=patient or only,
-        problem=problem or narrowed,
+        types=searched.types,
+        patient=searched.patient or only,
+        problem=problem,
+        narrowed=searched.narrowed,
         self_url=self_url,
         next_url=urls.get("next"),
         total=bundle.total,
@@ -445,31 +497,94 @@ def _search_reply(bundle: _Bundle, only: str | None, problem: str | None, matche
     )
 
 
-def _searched(url: str) -> tuple[frozenset[str] | None, str | None, str | None]:
-    """Read from a self link which types were searched for, of whom, and what narrowed it."""
+class _Searched(NamedTuple):
+    """Which types were searched for (None: all), of whom, and what narrowed the search."""
+
+    types: frozenset[str] | None = None
+    patient: str | None = None
+    narrowed: str | None = None
+
+
+def _searched(url: str) -> _Searched:
+    """Read from a self link what was asked for."""
     try:
         parts = urlsplit(url)
         query = parse_qsl(parts.query, keep_blank_values=True)
     except ValueError:
-        return None, None, None
-    found = _TYPE_IN_PATH.search(unquote(parts.path))
-    if found is None or found[1] not in READ_TYPES:
+        return _Searched()
+    path = unquote(parts.path)
+    everything = _EVERYTHING.search(path)
+    if everything is not None:
+        return _everything(everything[1], everything[2], query)
+    found = _TYPE_IN_PATH.search(path)
+    if found is not None and found[1] in READ_TYPES:
+        return _of_type(found[1], path, query)
+    named = _types_named(query)
+    if named is not None:
+        return _Searched(named, _patient_named(query), _narrowed(query, {"_type"}))
+    if found is not None and any(name in ("patient", "subject") for name, _ in query):
         # Of another type (Encounter) it speaks for none that is read.
-        other = found is not None and any(name in ("patient", "subject") for name, _ in query)
-        return (frozenset() if other else None), None, None
-    types = {found[1]}
-    patient = None
-    narrowed = None
+        return _Searched(frozenset())
+    general = [(name, value) for name, value in query if name.split(":", 1)[0] in _GENERAL]
+    return _Searched(narrowed=_narrowed(general))
+
+
+_Query = list[tuple[str, str]]
+
+
+def _everything(kind: str | None, whose: str | None, query: _Query) -> _Searched:
+    """Judge the operation that gives a patient's whole record, or a part of it."""
+    if kind not in (None, "Patient"):
+        return _Searched(frozenset())
+    patient = f"Patient/{whose}" if whose else None
+    return _Searched(_types_named(query), patient, _narrowed(query, {"_type"}))
+
+
+def _of_type(kind: str, path: str, query: _Query) -> _Searched:
+    types = {kind}
+    patient = _patient_named(query)
+    # Which Patient is searched for says nothing against the records included with it.
+    narrowed = _narrowed(query, {"_id"} if kind == "Patient" else ())
     for name, value in query:
-        plain = name.split(":", 1)[0].split(".", 1)[0]
-        if plain == "_revinclude":
-            types.add(value.split(":", 1)[0])
-        elif plain in ("patient", "subject", "individual") and value and "," not in value:
-            ending = value.rstrip("/").rsplit("/", 1)[-1]
-            patient = f"Patient/{ending}"
-        elif plain in _NARROWING or (plain == "_summary" and value not in ("false", "")):
-            narrowed = f"the search was narrowed by {plain}"
-    return frozenset(types), patient, narrowed
+        # Only what refers to the patient as its own is all the patient's of that type.
+        if name.split(":", 1)[0] == "_revinclude":
+            included, _, by = value.partition(":")
+            if by.split(":", 1)[0] in _PATIENT:
+                types.add(included)
+        elif name == "_id" and kind == "Patient" and value and "," not in value:
+            patient = f"Patient/{value}"
+    compartment = _COMPARTMENT.search(path)
+    if compartment is not None and compartment[1] == "Patient":
+        patient = f"Patient/{compartment[2]}"
+    elif compartment is not None:
+        narrowed = narrowed or f"the search was narrowed to one {compartment[1]}"
+    return _Searched(frozenset(types), patient, narrowed)
+
+
+def _types_named(query: _Query) -> frozenset[str] | None:
+    """Give the types that ``_type`` names, or None without it."""
+    listed = [value for name, value in query if name == "_type"]
+    if not any(listed):
+        return None
+    return frozenset(kind.strip() for value in listed for kind in value.split(","))
+
+
+def _patient_named(query: _Query) -> str | None:
+    patient = None
+    for name, value in query:
+        if name.split(":", 1)[0].split(".", 1)[0] in _PATIENT and value and "," not in value:
+            patient = f"Patient/{value.rstrip('/').rsplit('/', 1)[-1]}"
+    return patient
+
+
+def _narrowed(query: _Query, harmless: Iterable[str] = ()) -> str | None:
+    """Say what narrowed a search, or None; only FHIR-like names of parameters are shown."""
+    for name, value in query:
+        if name not in harmless and narrows(name, value):
+            plain = name.split(":", 1)[0].split(".", 1)[0]
+            shown = plain if _PARAMETER.fullmatch(plain) else "a parameter"
+            return f"the search was narrowed by {shown}"
+    return None
 
 
 def whole(replies: Iterable[Reply]) -> list[Reply]:
@@ -489,7 +604,8 @@ def whole(replies: Iterable[Reply]) -> list[Reply]:
 
 
 def _chain(start: Reply, by_self: Mapping[str, Reply]) -> Reply:
-    matches, problem, total = start.matches, start.problem, start.total
+    matches, total = start.matches, start.total
+    problem = start.problem or start.narrowed
     seen = {start.self_url}
     current = start
     while current.next_url is not None:
@@ -501,6 +617,10 @@ def _chain(start: Reply, by_self: Mapping[str, Reply]) -> Reply:
         current = following
         matches += current.matches
         problem = problem or current.problem
+        if start.self_url is None:
+            # Else the first page says what was asked for: a later one's parameters are the
+            # server's own, whatever their names.
+            problem = problem or current.narrowed
         total = total if current.total is None else max(total or 0, current.total)
     if total is not None and total > matches:
         problem = problem or "the reply holds fewer matches than its total"

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
+_GZ = ".gz"
 _CHUNK = 1024 * 1024
 
 
@@ -46,6 +47,11 @@ class Places:
         """Give the place of a number."""
         file, offset, length, line = self._numbers[4 * number : 4 * number + 4]
         return Place(file, offset, length, line, self._full_urls.get(number))
+
+
+def plain_name(name: str) -> str:
+    """Give a file's name without the ending of a gzip, in any case."""
+    return name[: -len(_GZ)] if name.lower().endswith(_GZ) else name
 
 
 class Unpacked:
@@ -88,7 +94,7 @@ class Content:
         self._path = path
         self._start = 0
         self._unpacked: Unpacked | None = None
-        if path.suffix == ".gz":
+        if path.name.lower().endswith(_GZ):
             self._unpacked = unpacked
             self._start, self.size, self.problem = unpacked.add(path)
         else:

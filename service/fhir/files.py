@@ -5,19 +5,28 @@ Source: FHIR R4 Bundle, FHIR Bulk Data Access 3.0; semantics 1.5 on completeness
 
 from __future__ import annotations
 
+import gzip
 import os
 import threading
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 from service.errors import PatientUnreadable, SourceError, UnknownPatient
-from service.fhir.bundles import problems_of, readings_of
+from service.fhir.bundles import kind_of, problems_of, readings_of
+from service.fhir.contents import plain_name
 from service.fhir.index import Index
 from service.fhir.record import Message
 from service.fhir.source import Fetched, SiteSearch, Wanted
 
-_ENDINGS = (".json", ".ndjson", ".jsonl", ".json.gz", ".ndjson.gz", ".jsonl.gz")
+_ENDINGS = (".json", ".ndjson", ".jsonl")
+# What lies beside an export without being a part of it.
+_NO_DATA = (
+    ".md", ".txt", ".log", ".csv", ".html", ".htm", ".yaml", ".yml", ".md5", ".sha256",
+)  # fmt: skip
+_NOTES = ("readme", "license", "licence")
 _MESSAGES = 50
+_START = 256
 
 
 class FileSource:
@@ -75,6 +84,17 @@ class FileSource:
             base_url=index.base_url,
         )
 
+    def unread(self) -> tuple[Message, ...]:
+        """Name what could not be read and may hold anybody's record, even a whole patient's."""
+        index = self._index()
+        lost = [message for message in index.messages if message.code in ("incomplete", "required")]
+        for item in index.items(set()):
+            # Nobody's and unreadable: a Patient among them is in no list of patients.
+            if (kind := kind_of(item.raw)) in (None, "Patient"):
+                text = "a resource can't be read"
+                lost.append(Message("warning", "incomplete", text, kind, place=item.place))
+        return _first(tuple(dict.fromkeys((*problems_of(index.replies, set()), *lost))))
+
     def _index(self) -> Index:
         with self._lock:
             if self._built is None:
@@ -83,11 +103,16 @@ class FileSource:
 
     def _build(self) -> Index:
         paths = sorted(_files(self._path))
-        if not paths:
+        # A file named outright is read, whatever it is called.
+        unread = {path for path in paths if path != self._path and not _readable(path)}
+        if len(unread) == len(paths):
             raise SourceError(f"no FHIR files (.json, .ndjson, .gz) in {self._path.name}")
         index = Index(self._path, self._site.harmless_outcomes)
         for path in paths:
-            index.add_file(path)
+            if path in unread:
+                index.add_unread(path)
+            else:
+                index.add_file(path)
         index.finish()
         return index
 
@@ -101,8 +126,22 @@ def _files(path: Path) -> Iterator[Path]:
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
-            if name.endswith(_ENDINGS) and not name.startswith("."):
+            plain = plain_name(name).lower()
+            if not plain.startswith((".", *_NOTES)) and not plain.endswith(_NO_DATA):
                 yield Path(folder, name)
+
+
+def _readable(path: Path) -> bool:
+    """Tell whether a file is JSON or NDJSON: by its ending, else by how it starts."""
+    plain = plain_name(path.name)
+    if plain.lower().endswith(_ENDINGS):
+        return True
+    try:
+        with gzip.open(path) if plain != path.name else path.open("rb") as file:
+            start = file.read(_START)
+    except (OSError, EOFError, zlib.error):
+        return False
+    return start.removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"{")
 
 
 def _first(messages: tuple[Message, ...]) -> tuple[Message, ...]:

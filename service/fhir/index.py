@@ -11,6 +11,7 @@ from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 from service.errors import RequestError
 from service.fhir.bundles import (
@@ -21,6 +22,7 @@ from service.fhir.bundles import (
     Reply,
     Taken,
     base_of,
+    contained_patient,
     head_of,
     kind_of,
     patient_head,
@@ -28,7 +30,7 @@ from service.fhir.bundles import (
     take_apart,
     whole,
 )
-from service.fhir.contents import Content, Place, Places, Unpacked
+from service.fhir.contents import Content, Place, Places, Unpacked, plain_name
 from service.fhir.manifest import Manifest, judge, read_manifest
 from service.fhir.record import Item, Message
 from service.fhir.resources import READ_TYPES, Reference, Unreadable, decode
@@ -42,6 +44,14 @@ _TYPE_IN_LINE = re.compile(rb'"resourceType"\s*:\s*"([A-Za-z]{2,64})"')
 _TYPE_IN_NAME = re.compile(r"(?<![A-Za-z])([A-Z][A-Za-z]{2,63})(?![A-Za-z])")
 _NDJSON = (".ndjson", ".jsonl")
 _WITHOUT_SUBJECT = ("Medication", "ResearchStudy")
+
+
+class Whose(NamedTuple):
+    """What a resource names its patient by: reference, identifier, a contained Patient's ones."""
+
+    reference: str = ""
+    identifier: str = ""
+    inside: tuple[str, ...] = ()
 
 
 class Index:
@@ -61,7 +71,7 @@ class Index:
         self._counts: list[dict[str, int]] = []
         self._manifests: list[Manifest] = []
         self._heads: list[PatientHead] = []
-        self._by_subject: dict[str, array[int]] = {}
+        self._by_subject: dict[Whose, array[int]] = {}
         self._by_reference: dict[str, list[int]] = {}
         self._refers: dict[int, tuple[str, ...]] = {}
         self._bases: set[str] = set()
@@ -97,9 +107,14 @@ class Index:
         if content.problem:
             self._lost(content.problem, name, kind_in(name))
         with content.mapped() as view:
-            lines = path.name.removesuffix(".gz").endswith(_NDJSON)
+            lines = plain_name(path.name).lower().endswith(_NDJSON)
             if lines or not self._document(view, number, cut=content.problem is not None):
                 self._lines(view, number)
+
+    def add_unread(self, path: Path) -> None:
+        """Note a file of a form that isn't read: what it holds is missing from every record."""
+        name = path.relative_to(self._root).as_posix()
+        self._lost("the file is of a form that is not read", name, None)
 
     def _lines(self, view: mmap.mmap | bytes, number: int) -> None:
         """Read NDJSON; the last line of a file cut short is lost like any unreadable one."""
@@ -228,7 +243,7 @@ class Index:
         self._heads.append(patient)
 
     def _owned_resource(self, head: Head, number: int) -> None:
-        self._by_subject.setdefault(subject_key(head.owner()), array("Q")).append(number)
+        self._by_subject.setdefault(_whose(head), array("Q")).append(number)
         refers = tuple(
             reference.reference
             for reference in (head.medication_reference, head.study)
@@ -255,13 +270,13 @@ class Index:
         self._bases.update(found.base for found in self._manifests if found.base)
         files: dict[str, dict[str, int]] = {}
         for name, counts in zip(self._names, self._counts, strict=True):
-            files[PurePosixPath(name).name.removesuffix(".gz")] = counts
+            files[plain_name(PurePosixPath(name).name)] = counts
         self.replies = [*whole(self.replies), *judge(self._manifests, files)]
         self._name_patients()
         self._link_patients()
         unowned = 0
-        for subject, numbers in self._by_subject.items():
-            owner = self.key_of(subject)
+        for whose, numbers in self._by_subject.items():
+            owner = self._owner(whose)
             if owner is not None:
                 self._owned.setdefault(owner, []).append(numbers)
                 continue
@@ -278,9 +293,17 @@ class Index:
             names = [patient.key, *(f"{base}/{patient.key}" for base in self._bases)]
             if patient.full_url:
                 names.append(patient.full_url)
-            names.extend(_identifier_key(*identifier) for identifier in patient.identifiers)
             for name in names:
                 self._aliases.setdefault(name, patient.key)
+        # An identifier that two Patients bear names nobody.
+        bearers: dict[str, str | None] = {}
+        for patient in self._heads:
+            for name in (_identifier_key(*found) for found in patient.identifiers):
+                known = bearers.setdefault(name, patient.key)
+                bearers[name] = known if known == patient.key else None
+        for name, bearer in bearers.items():
+            if bearer is not None:
+                self._aliases.setdefault(name, bearer)
 
     def _link_patients(self) -> None:
         links = (other for patient in self._heads for _, other in patient.links)
@@ -295,6 +318,17 @@ class Index:
                 joined = self._groups.get(patient.key, {patient.key}) | self._groups.get(key, {key})
                 for member in joined:
                     self._groups[member] = joined
+
+    def _owner(self, whose: Whose) -> str | None:
+        """Find whose a resource is, as the record will: by reference, then by identifiers."""
+        named = self.key_of(whose.reference) if whose.reference else None
+        if named is not None and named in self.patients:
+            return named
+        found = self._aliases.get(whose.identifier) or named
+        if found is not None:
+            return found
+        inside = {self._aliases[name] for name in whose.inside if name in self._aliases}
+        return inside.pop() if len(inside) == 1 else None
 
     def key_of(self, name: str) -> str | None:
         """Give the Patient's key that a reference or identifier stands for, or None.
@@ -360,6 +394,24 @@ def subject_key(reference: Reference | None) -> str:
         return _HISTORY.sub("", reference.reference)
     found = reference.identifier
     return _identifier_key(found.system, found.value) if found and found.value else ""
+
+
+def _whose(head: Head) -> Whose:
+    owner = head.owner()
+    if owner is None:
+        return Whose()
+    reference = owner.reference or ""
+    identifier = owner.identifier
+    inside: tuple[str, ...] = ()
+    if reference.startswith("#"):
+        inside = tuple(_identifier_key(*found) for found in contained_patient(head, reference[1:]))
+    return Whose(
+        _HISTORY.sub("", reference),
+        _identifier_key(identifier.system, identifier.value)
+        if identifier is not None and identifier.value
+        else "",
+        inside,
+    )
 
 
 def _identifier_key(system: str | None, value: str) -> str:

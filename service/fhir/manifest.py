@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import msgspec
 
 from service.fhir.bundles import RECORD_TYPES, Reply
+from service.fhir.contents import plain_name
 from service.fhir.resources import READ_TYPES
 
 
@@ -156,7 +157,7 @@ def _problems(manifest: Manifest, files: Mapping[str, Mapping[str, int]]) -> Ite
         yield reply(None, "the manifest is one of several, and the next is missing")
     for error in manifest.errors:
         # An error file that is here is judged by the OperationOutcomes in it.
-        if error.expected != 0 and _plain(error.name) not in files:
+        if error.expected != 0 and plain_name(error.name) not in files:
             yield reply(None, "the export reports errors")
     for named in sorted({output.type or "" for output in manifest.outputs}):
         wanted = [output for output in manifest.outputs if (output.type or "") == named]
@@ -170,8 +171,8 @@ def _missing(
 ) -> str | None:
     """Tell whether files or resources of one type are missing; they may have been renamed."""
     outputs = [output for output in outputs if output.expected != 0]
-    named = {_plain(output.name) for output in outputs} & files.keys()
-    lost = [output for output in outputs if _plain(output.name) not in named]
+    named = {plain_name(output.name) for output in outputs} & files.keys()
+    lost = [output for output in outputs if plain_name(output.name) not in named]
     renamed = [
         name
         for name, counts in files.items()
@@ -184,7 +185,3 @@ def _missing(
         if expected > sum(counts.get(kind, 0) for counts in files.values()):
             return "the export holds fewer resources than its manifest counts"
     return None
-
-
-def _plain(name: str) -> str:
-    return name.removesuffix(".gz")

@@ -16,6 +16,7 @@ from urllib.parse import quote
 import msgspec
 
 from service.errors import SourceError
+from service.fhir.bundles import narrows
 from service.fhir.source import SiteSearch
 
 URL_LIMIT = 2000
@@ -25,6 +26,7 @@ _VERSIONS = ("4.0", "4.3")
 # the bare id for `patient`, while `subject` and `individual` may name other types too.
 _PATIENT_PARAMETERS = ("patient", "subject", "individual")
 _USUAL_PARAMETER = {"AdverseEvent": "subject"}
+_FINAL = frozenset({"final", "amended", "corrected"})
 # What a record's resources refer to that lies in another resource.
 _INCLUDES = {
     "MedicationRequest": "medication",
@@ -166,8 +168,9 @@ class TypePlan:
 
     ``narrow``: searches restricted to the trial's codes. ``wide``: searches for all of the
     patient's resources of the type. ``start_wide``: the narrow ones alone can't be
-    complete. ``by_category``: for a server that demands a category unexpectedly. Without
-    any search ``problem`` says why, or the type is ``none_kept``.
+    complete. ``by_category``: for a server that demands a category unexpectedly.
+    ``narrowed``: why even all searches together may miss some of the type. Without any
+    search ``problem`` says why, or the type is ``none_kept``.
     """
 
     kind: str
@@ -178,6 +181,7 @@ class TypePlan:
     problem: str | None = None
     not_offered: bool = False
     none_kept: bool = False
+    narrowed: str | None = None
 
 
 def encode(parameters: Iterable[tuple[str, str]]) -> str:
@@ -236,7 +240,24 @@ def plan_type(
         wide,
         not narrow or (site.results_in_components and not covers_components),
         by_category,
+        narrowed=_narrowed(kind, site.extra_parameters.get(kind, {})),
     )
+
+
+def _narrowed(kind: str, extra: Mapping[str, str]) -> str | None:
+    """Say which of the site's own parameters may leave some of a type out, or None.
+
+    A search for all Observations that are final counts as whole: others decide nothing.
+    """
+    found = [
+        name
+        for name, value in extra.items()
+        if (name in _PATIENT_PARAMETERS or narrows(name, value))
+        and not (kind == "Observation" and name == "status" and set(value.split(",")) >= _FINAL)
+    ]
+    if not found:
+        return None
+    return f"the site file's extra_parameters narrow the search ({', '.join(found)})"
 
 
 def _patient_parameter(kind: str, ability: Ability) -> str | None:

@@ -43,11 +43,15 @@ class _Head(msgspec.Struct, rename="camel"):
 
 
 class Transaction(NamedTuple):
-    """A transaction Bundle as JSON, the resources in it, and those left out."""
+    """A transaction Bundle as JSON, the number of resources in it, and of those left out.
+
+    ``reasons`` says of each left out which it is (reference or place) and why.
+    """
 
     body: bytes
     loaded: int
     left_out: int
+    reasons: tuple[str, ...] = ()
 
 
 def transaction(items: Iterable[Item]) -> Transaction:
@@ -59,11 +63,11 @@ def transaction(items: Iterable[Item]) -> Transaction:
     loading twice doesn't double it.
     """
     kept: dict[str, tuple[tuple[str, str], _Entry]] = {}
-    left_out = 0
+    reasons: list[str] = []
     for item in items:
         head = _head(item.raw)
-        if head is None:
-            left_out += 1
+        if isinstance(head, str):
+            reasons.append(f"{_name(item)}: {head}")
             continue
         resource_id = head.id or sha256(item.raw).hexdigest()[:32]
         place = f"{head.resource_type}/{resource_id}"
@@ -71,22 +75,33 @@ def transaction(items: Iterable[Item]) -> Transaction:
         entry = _Entry(msgspec.Raw(raw), {"method": "PUT", "url": place}, item.full_url)
         age = (head.meta.last_updated, head.meta.version_id.zfill(20))
         if place in kept:
-            left_out += 1
+            reasons.append(f"{place}: an older or equal copy")
             if kept[place][0] >= age:
                 continue
         kept[place] = (age, entry)
     body = msgspec.json.encode(_Transaction([entry for _, entry in kept.values()]))
-    return Transaction(body, len(kept), left_out)
+    return Transaction(body, len(kept), len(reasons), tuple(reasons))
 
 
-def _head(raw: bytes) -> _Head | None:
+def _head(raw: bytes) -> _Head | str:
+    """Read a resource's head, or say why it is left out."""
     try:
-        if isinstance(decode(raw), Other):
-            return None
+        decoded = decode(raw)
         head = msgspec.json.decode(raw, type=_Head)
     except (Unreadable, msgspec.MsgspecError):
-        return None
-    return head if head.resource_type in _LOADED else None
+        return "not readable as FHIR R4"
+    if isinstance(decoded, Other) or head.resource_type not in _LOADED:
+        return "of a type that no rule reads"
+    return head
+
+
+def _name(item: Item) -> str:
+    """Name a resource by its reference, else by its place."""
+    try:
+        head = msgspec.json.decode(item.raw, type=_Head)
+    except msgspec.MsgspecError:
+        return item.place or "a resource"
+    return f"{head.resource_type}/{head.id}" if head.id else item.place or head.resource_type
 
 
 def _with_id(raw: bytes, resource_id: str) -> bytes:

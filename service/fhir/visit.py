@@ -162,7 +162,8 @@ class Visit:
         while results:
             known = len(self._ids)
             for found in results:
-                if not found.complete and found.refused not in _NOT_UNDERSTOOD:
+                # The server declares this search: a refusal leaves open who was merged.
+                if not found.complete:
                     self._identity.append(
                         f"patients merged into this one were not searched: {found.problem}"
                     )
@@ -401,6 +402,8 @@ class Visit:
         state = self._states[kind]
         incomplete = [found for found in state.deciding() if not found.complete]
         certain = [*state.problems, *self._identity]
+        if plan.narrowed is not None:
+            certain.append(plan.narrowed)
         problems = [*certain, *(found.problem for found in incomplete if found.problem)]
         if not problems:
             return Reading()

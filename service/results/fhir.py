@@ -22,8 +22,9 @@ CANONICAL_BASE = "https://eligibility.example.org/fhir"
 _CODE_PARAMETER = {
     "Immunization": "vaccine-code",
     "AdverseEvent": "event",
-    "ResearchSubject": "study",
 }
+# These have no code that a set of codes could select.
+_WITHOUT_CODES = frozenset(("Consent", "Patient", "ResearchSubject"))
 _DATE_PARAMETER = {
     "Condition": "onset-date",
     "MedicationRequest": "authoredon",
@@ -110,7 +111,7 @@ def _criterion(result: Result, parent: str | None) -> Iterator[Json]:
     for assumption in result.assumptions:
         yield from _string("assumption", assumption)
     for settles in result.settled_by:
-        yield from _string("settledBy", settles.text)
+        yield from _string("settledBy", settles.words)
 
 
 def _evidence(evidence: Evidence) -> Iterator[Json]:
@@ -145,7 +146,8 @@ def data_requirements(results: Iterable[Result], canonical_base: str) -> list[Js
         for settles in result.settled_by:
             if settles.type is None:
                 continue
-            for name in settles.sets or (None,):
+            named = () if settles.type in _WITHOUT_CODES else settles.sets
+            for name in named or (None,):
                 key = (settles.type, name, settles.first_day, settles.last_day)
                 found.setdefault(key, _requirement(settles, settles.type, name, canonical_base))
     return list(found.values())

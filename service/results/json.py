@@ -37,7 +37,7 @@ def _result(result: Result) -> Json:
         "message": result.message,
         "evidence": [_evidence(evidence) for evidence in result.evidence],
         "assumptions": list(result.assumptions),
-        "settledBy": [settles.text for settles in result.settled_by],
+        "settledBy": [settles.words for settles in result.settled_by],
         "parts": [_result(part) for part in result.parts],
     }
     if result.computed is not None:

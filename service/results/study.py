@@ -22,12 +22,6 @@ OPERATION = "evaluate-eligibility"
 # Of the definitions this version of the program publishes.
 DEFINED = "2026-11-22"
 _REGISTRY = re.compile(r"NCT\d{8}")
-_STUDY_STATUS = frozenset((
-    "active", "administratively-completed", "approved", "closed-to-accrual",
-    "closed-to-accrual-and-intervention", "completed", "disapproved", "in-review",
-    "temporarily-closed-to-accrual", "temporarily-closed-to-accrual-and-intervention",
-    "withdrawn",
-))  # fmt: skip
 _COPYRIGHT = {
     "http://loinc.org": "LOINC codes: copyright Regenstrief Institute, https://loinc.org/license",
     "http://snomed.info/sct": "SNOMED CT codes: copyright SNOMED International; a licence is "
@@ -45,7 +39,7 @@ def research_study(trial: Trial) -> Json:
         "identifier": [_identifier(value) for value in trial.identifiers],
         "title": trial.title,
         "protocol": [{"reference": f"PlanDefinition/{trial.id}"}],
-        "status": trial.status if trial.status in _STUDY_STATUS else "active",
+        "status": trial.status,
         "enrollment": [{"reference": f"Group/{trial.id}"}],
     }
     if trial.phase:

@@ -58,7 +58,12 @@ def _shown(filename: str) -> str:
 
 
 def logging_config(level: str) -> dict[str, Any]:
-    """Give the configuration of logging for this process and for gunicorn."""
+    """Give the configuration of logging for this process and for gunicorn.
+
+    gunicorn's access log is off: it would write paths and queries, which name patients. The
+    application logs each request itself, by its route. For the same reason gunicorn's own
+    debugging, which names each path, stays off at every level.
+    """
     handled = {"handlers": ["stderr"], "level": level.upper(), "propagate": False}
     return {
         "version": 1,
@@ -72,5 +77,9 @@ def logging_config(level: str) -> dict[str, Any]:
             }
         },
         "root": {"handlers": ["stderr"], "level": "WARNING"},
-        "loggers": {"eligibility": handled, "gunicorn.error": handled, "gunicorn.access": handled},
+        "loggers": {
+            "eligibility": handled,
+            "gunicorn.error": handled | ({"level": "INFO"} if level.upper() == "DEBUG" else {}),
+            "gunicorn.access": {"handlers": [], "level": "CRITICAL", "propagate": False},
+        },
     }

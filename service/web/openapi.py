@@ -7,6 +7,7 @@ from typing import Any
 from service import __version__
 from service.config import Settings
 from service.results.study import OPERATION
+from service.web.parameters import READ_TYPES
 
 Json = dict[str, Any]
 
@@ -129,6 +130,7 @@ def _resource(kind: str, **properties: Json) -> Json:
 
 def _schemas() -> Json:
     text = {"type": "string", "minLength": 1}
+    types = {"type": "string", "enum": list(READ_TYPES)}
     reference = {
         "type": "object",
         "required": ["reference"],
@@ -164,7 +166,7 @@ def _schemas() -> Json:
                             _named("asOf", "valueDate", {"type": "string", "format": "date"}),
                             _named("data", "resource", anything),
                             _named("useServerData", "valueBoolean", {"type": "boolean"}),
-                            _named("completeTypes", "valueCode", text),
+                            _named("completeTypes", "valueCode", types),
                         ]
                     },
                 },

@@ -13,12 +13,14 @@ import msgspec
 
 from service.errors import RequestError
 from service.fhir.bundles import Limits, deeper_than
+from service.fhir.record import CLINICAL_TYPES
 from service.fhir.resources import Identifier, Reference
 
 _DAY = re.compile(r"\d{4}-\d\d-\d\d")
-_TYPE = re.compile(r"[A-Z][A-Za-z]{1,63}")
 _ONCE = ("subject", "asOf", "data", "useServerData")
 _KNOWN = (*_ONCE, "completeTypes")
+# The types a record is read of; a misspelt one must not pass for a word on completeness.
+READ_TYPES = (*CLINICAL_TYPES, "Patient", "Medication", "ResearchStudy")
 _TOO_LARGE = 413
 
 
@@ -174,9 +176,9 @@ def _flag(index: int, parameter: _Parameter) -> bool:
 
 def _types(found: list[tuple[int, _Parameter]]) -> frozenset[str]:
     for index, parameter in found:
-        if not _TYPE.fullmatch(parameter.value_code or ""):
+        if parameter.value_code not in READ_TYPES:
             raise RequestError(
-                "completeTypes needs a valueCode that is a resource type, as Observation",
+                f"completeTypes needs a valueCode that is one of {', '.join(READ_TYPES)}",
                 code="value",
                 expression=_at(index, "value"),
             )

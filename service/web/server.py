@@ -12,6 +12,7 @@ from typing import Any
 
 from flask import Flask
 from gunicorn.app.base import BaseApplication
+from gunicorn.glogging import Logger
 from gunicorn.workers.base import Worker
 
 from service.config import Settings
@@ -43,6 +44,16 @@ class _Server(BaseApplication):
     def load(self) -> Any:
         """Give the application."""
         return self._app
+
+
+class _Logger(Logger):
+    """Writes no access log: its lines hold paths and queries, which name patients.
+
+    With a configuration of logging gunicorn always writes it; no option turns it off.
+    """
+
+    def access(self, resp: object, req: object, environ: object, request_time: object) -> None:
+        """Leave the request to the application, which logs it by its route."""
 
 
 def serve(settings: Settings) -> None:
@@ -97,6 +108,7 @@ def options(settings: Settings) -> dict[str, Any]:
         "graceful_timeout": _GRACE_SECONDS,
         "keepalive": 5,
         "errorlog": "-",
+        "logger_class": _Logger,
         "logconfig_dict": logging_config(settings.log_level),
         "worker_tmp_dir": str(_MEMORY) if os.access(_MEMORY, os.W_OK) else None,
         "control_socket_disable": True,

@@ -56,6 +56,24 @@ def test_the_shipped_trial_and_the_shipped_example_of_a_site_are_in_order() -> N
         ("confirmed_by: I3", "confirmed_by: I33", "I33"),
         ('"1": ecog-1', '"1": ecog-0', "several grades have the one code set 'ecog-0'"),
         ("kind: inclusion", "kind: inclusive", "inclusive"),
+        ("kind: inclusion", "kind: exclusion", "the id says inclusion, the kind says exclusion"),
+        ("kind: exclusion", "kind: inclusion", "the id says exclusion, the kind says inclusion"),
+        ("at_least: 50\n", "at_most: 150\n", "I7.lvef: at_most is 150, more than 100 %"),
+        (
+            "[epilepsy], when: ever, then: fail}",
+            "[epilepsy], when: ever, then: pass}",
+            "E1.epilepsy: no record can ever make this exclusion fail or need a judgement",
+        ),
+        (
+            "then: judgement}\n\n  - id: I11",
+            "then: judgement}\n      absent: fail\n\n  - id: I11",
+            "I10: no record can ever make this inclusion pass",
+        ),
+        (
+            "computed: attested\n    rule:\n      kind: judgement",
+            "computed: computed\n    rule:\n      kind: judgement",
+            "a judgement is attested, not computed",
+        ),
     ],
 )
 def test_a_mistake_in_a_trial_file_is_named(
@@ -70,6 +88,43 @@ def test_a_mistake_in_a_trial_file_is_named(
     assert any(finding.line is not None for finding in findings)
     if "sentence" not in said and "used twice" not in said:
         assert any(abs((finding.line or 0) - line) <= 8 for finding in findings), (line, findings)
+
+
+def test_a_trial_in_a_file_of_another_name_is_named(mappings: Path) -> None:
+    path = (mappings / TRIAL).rename(mappings / "trials" / "other.yaml")
+    (finding,) = check_files([path], mappings)
+    assert "has another name" in finding.message
+    assert (
+        finding.line
+        == path.read_text("utf-8")[: path.read_text("utf-8").index("\nid:")].count("\n") + 2
+    )
+
+
+def test_a_mistake_in_a_table_is_placed_in_the_table_whatever_is_checked(
+    mappings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = mappings / "codes" / "mine.csv"
+    table.write_text("a,b\n", encoding="utf-8")
+    for name in (".", TRIAL, "sets.yaml", "codes/performance.csv", "codes/mine.csv"):
+        assert [Path(finding.file) for finding in found(mappings, name)] == [table], name
+    monkeypatch.chdir(mappings.parent)
+    (finding,) = check_files([Path("mappings")], SHIPPED)
+    assert finding.file == "mappings/codes/mine.csv"
+    (finding,) = check_files([Path("mappings/codes/mine.csv")], SHIPPED)
+    assert finding.file == "mappings/codes/mine.csv"
+
+
+def test_a_table_is_checked_by_a_relative_name_too(
+    mappings: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    codes = mappings / "codes" / "performance.csv"
+    row = next(line for line in codes.read_text("utf-8").splitlines() if line.startswith("ecog-0,"))
+    with codes.open("a", encoding="utf-8") as file:
+        file.write(row + "\n")
+    monkeypatch.chdir(mappings.parent)
+    (finding,) = check_files([Path("mappings/codes/performance.csv")], SHIPPED)
+    assert finding.file == "mappings/codes/performance.csv"
+    assert "listed twice" in finding.message
 
 
 def test_every_place_of_an_unknown_set_is_named(mappings: Path) -> None:

@@ -682,3 +682,32 @@ def test_decimals_of_a_trial_file_are_exact(tmp_path: Path) -> None:
         found = evaluated(trial, [measured("o", "2160-0", value, "mg/dL")], patient=WOMAN)
         assert said(by_id(found)["X1"]) == expected
     assert said(by_id(evaluated(trial, [result("o", "2160-0", {})]))["X1"]) == "unknown no-data"
+
+
+@pytest.mark.parametrize("status", ["draft", "recruiting", "Active"])
+def test_a_status_that_is_none_of_a_research_study_is_refused(tmp_path: Path, status: str) -> None:
+    path = tmp_path / "trial.yaml"
+    path.write_text(HEART_TRIAL.replace("sponsor: Nobody", f"status: {status}"), encoding="utf-8")
+    with pytest.raises(MappingError) as caught:
+        load_trial(path, terms_with())
+    assert "status" in str(caught.value)
+
+
+def test_an_unknown_that_rests_on_one_record_asks_for_the_rules_codes(tmp_path: Path) -> None:
+    rule = "kind: observation\ncodes: [lvef-echo]\nat_least: 45\nunit: '%'\nwithin: 28 days"
+    record = result("o1", "8806-2", {"valueString": "many"}, "2026-10-30")
+    (wanted,) = by_id(evaluated(of_rule(tmp_path, rule), [record]))["X1"].settled_by
+    assert wanted.type == "Observation"
+    assert wanted.sets == ("lvef-echo",)
+    assert (wanted.first_day, wanted.last_day) == ("2026-10-04", "2026-11-01")
+
+
+def test_each_type_is_asked_for_in_the_sets_that_are_read_of_it() -> None:
+    kinds = ("ResearchSubject", "Consent", "Condition", "Procedure")
+    found = evaluate(trial_with(), facts([], incomplete=kinds), AS_OF)
+    wanted = [settles for one in by_id(found).values() for settles in one.settled_by]
+    assert {settles.type for settles in wanted} >= {"ResearchSubject", "Condition", "Procedure"}
+    assert not any(
+        settles.sets for settles in wanted if settles.type in ("ResearchSubject", "Consent")
+    )
+    assert all(settles.sets for settles in wanted if settles.type in ("Condition", "Procedure"))

@@ -151,10 +151,73 @@ def test_a_narrowed_search_proves_no_absence(narrowing: str) -> None:
     assert "Observation" in incomplete(searchset(PATIENT, observation(), url=url))
 
 
-@pytest.mark.parametrize("neutral", ["_count=50", "_sort=-date", "_format=json", "_getpages=abc"])
+@pytest.mark.parametrize(
+    "narrowing",
+    ["_id=o1", "onset-info=x", "asserter=Practitioner/1", "_maxresults=5", "never-heard-of=1",
+     "_count=0", "_summary=count", "code:in=x"],
+)  # fmt: skip
+def test_a_parameter_that_is_not_known_to_be_harmless_proves_no_absence(narrowing: str) -> None:
+    url = f"https://s/Condition?patient=p1&{narrowing}"
+    assert "Condition" in incomplete(searchset(PATIENT, url=url))
+
+
+@pytest.mark.parametrize(
+    "neutral",
+    ["_count=50", "_sort=-date", "_format=json", "_getpages=abc", "_pretty=true", "_total=accurate",
+     "_include=Observation:patient", "_summary=false", "_page_token=x", "-pageContext=x",
+     "sessionID=x", "ct=x", "__t=3&__page-id=x", "_getpagesoffset=20&_bundletype=searchset",
+     "subject:Patient=p1"],
+)  # fmt: skip
 def test_paging_and_sorting_do_not_narrow_a_search(neutral: str) -> None:
     url = f"https://s/Observation?patient=p1&{neutral}"
     assert "Observation" not in incomplete(searchset(PATIENT, observation(), url=url))
+
+
+@pytest.mark.parametrize("path", ["Patient/p1/$everything?", "?patient=p1&"])
+def test_a_reply_for_named_types_speaks_for_no_others(path: str) -> None:
+    url = f"https://s/fhir/{path}_type=Observation,Condition"
+    missing = incomplete(searchset(PATIENT, url=url))
+    assert not {"Observation", "Condition"} & missing
+    assert {"Procedure", "MedicationRequest"} <= missing
+
+
+@pytest.mark.parametrize("narrowing", ["_since=2026", "start=2026", "end=2026", "_elements=id"])
+def test_a_whole_record_narrowed_leaves_all_types_incomplete(narrowing: str) -> None:
+    url = f"https://s/Patient/p1/$everything?{narrowing}"
+    assert {"Observation", "Condition"} <= incomplete(searchset(PATIENT, url=url))
+    both = f"{url}&_type=Observation"
+    assert "Observation" in incomplete(searchset(PATIENT, url=both))
+
+
+@pytest.mark.parametrize("path", ["Patient/p1/$everything", "Patient/p1/$everything?_count=9"])
+def test_a_whole_record_speaks_for_all_types_of_its_patient(path: str) -> None:
+    reply = searchset(PATIENT, url=f"https://s/{path}")
+    assert incomplete(reply) == set()
+    assert "Observation" in incomplete(reply, patient="Patient/p2")
+
+
+def test_the_whole_of_an_encounter_is_not_the_patients_record() -> None:
+    for path in ("Encounter/e1/$everything", "Encounter/e1/Observation"):
+        assert "Observation" in incomplete(searchset(PATIENT, url=f"https://s/{path}"))
+    own = searchset(PATIENT, url="https://s/Patient/p1/Observation")
+    assert "Observation" not in incomplete(own)
+
+
+def test_what_is_included_by_another_role_is_not_all_of_the_patients() -> None:
+    url = "https://s/Patient?_id=p1&_revinclude=Observation:performer"
+    assert "Observation" in incomplete(searchset(PATIENT, url=url))
+
+
+@pytest.mark.parametrize("following", ["https://s/fhir?x=91c", "https://s/Observation?x=91c"])
+def test_a_cursor_of_any_form_is_no_narrowing_of_the_search_it_goes_on_with(
+    following: str,
+) -> None:
+    url = "https://s/Observation?patient=p1"
+    first = searchset(observation("o1"), url=url, following=following)
+    second = searchset(observation("o2"), url=following)
+    assert "Observation" not in incomplete(first, second)
+    narrowed = searchset(observation("o1"), url=f"{url}&code=x", following=following)
+    assert "Observation" in incomplete(narrowed, second)
 
 
 def test_information_and_accepted_codes_leave_a_reply_complete() -> None:
@@ -203,6 +266,15 @@ def test_a_patient_is_found_by_id_url_and_identifier() -> None:
         assert found.patient_key(reference) == "Patient/p1"
     assert found.patient_key("https://other/Patient/p1") is None
     assert found.identified("urn:mrn", "7") == "Patient/p1"
+
+
+def test_an_identifier_that_two_patients_bear_names_neither() -> None:
+    shared = {"identifier": [{"system": "urn:mrn", "value": "7"}]}
+    other = {"resourceType": "Patient", "id": "p2", **shared}
+    assert taken(bundle({**PATIENT, **shared}, other)).identified("urn:mrn", "7") is None
+    link = {"type": "replaced-by", "other": {"reference": "Patient/p1"}}
+    merged = taken(bundle({**PATIENT, **shared}, {**other, "link": [link]}))
+    assert merged.identified("urn:mrn", "7") == "Patient/p1"
 
 
 def test_a_patient_without_any_name_can_still_be_evaluated() -> None:

@@ -156,6 +156,47 @@ def test_a_file_that_is_no_json_leaves_all_types_incomplete(tmp_path: Path) -> N
     assert [message.place for message in found.messages] == ["broken.json"]
 
 
+@pytest.mark.parametrize("name", ["all.JSON", "all.NDJSON", "All.Json", "all.JsonL", "all"])
+def test_endings_are_read_in_any_case_or_without_one(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(ndjson(patient(), observation()))
+    (tmp_path / f"2{name}.GZ").write_bytes(gzip.compress(ndjson(observation("o2"))))
+    found = fetch(FileSource(tmp_path))
+    assert incomplete(found) == set()
+    assert sorted(names(record_of(found))) == ["Observation/o1", "Observation/o2"]
+
+
+@pytest.mark.parametrize(
+    "name", ["o.xml", "o.ndjson.zst", "o.parquet", "o", "o.ndjson.bz2", "o.zip", "o.tar.gz"]
+)
+def test_a_file_of_a_form_that_is_not_read_leaves_all_types_incomplete(
+    tmp_path: Path, name: str
+) -> None:
+    source = write(tmp_path, p_json=bundle(patient(), observation()))
+    (tmp_path / name).write_bytes(b"<Observation/>")
+    found = fetch(source)
+    assert incomplete(found) == set(found.readings)
+    assert [(message.place, message.code) for message in found.messages] == [(name, "incomplete")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["README", "readme.pdf", "LICENSE", "a.md", "a.TXT", "a.log", "a.csv", "a.html", ".hidden",
+     "a.yaml", "a.log.gz"],
+)  # fmt: skip
+def test_notes_beside_the_files_are_no_data(tmp_path: Path, name: str) -> None:
+    source = write(tmp_path, p_json=bundle(patient(), observation()))
+    (tmp_path / name).write_bytes(b"words")
+    found = fetch(source)
+    assert incomplete(found) == set()
+    assert found.messages == ()
+
+
+def test_a_directory_with_nothing_that_is_read_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "all.xml").write_bytes(b"<Bundle/>")
+    with pytest.raises(SourceError):
+        FileSource(tmp_path).check()
+
+
 @pytest.mark.parametrize("name", ["Observation_ndjson_gz", "x_ndjson_gz", "x_json_gz"])
 def test_a_gzip_cut_short_keeps_what_was_read_and_is_incomplete(tmp_path: Path, name: str) -> None:
     many = ndjson(*(observation(f"o{number}", issued=str(number)) for number in range(500)))
@@ -228,6 +269,53 @@ def test_subjects_by_url_identifier_version_and_full_url_find_their_patient(tmp_
     assert [message.text for message in source.messages()] == [
         "1 resources name no patient that is known here; not used"
     ]
+
+
+MRN = {"system": "urn:mrn", "value": "7"}
+
+
+def test_a_contained_patient_with_the_patients_identifier_names_the_patient(tmp_path: Path) -> None:
+    inside = {"resourceType": "Patient", "id": "me", "identifier": [MRN]}
+    held = [
+        observation("o1", "#me", contained=[inside]),
+        observation("o2", "#you", contained=[inside]),
+        observation("o3", "#me", contained=[{**inside, "identifier": [{**MRN, "value": "8"}]}]),
+    ]
+    source = write(tmp_path, all_ndjson=ndjson(patient(identifier=[MRN]), *held))
+    assert names(record(source)) == ["Observation/o1"]
+
+
+def test_an_identifier_helps_where_the_reference_is_not_known(tmp_path: Path) -> None:
+    whose = {"reference": "https://other/Patient/x", "identifier": MRN}
+    source = write(
+        tmp_path, all_ndjson=ndjson(patient(identifier=[MRN]), observation("o1", subject=whose))
+    )
+    assert names(record(source)) == ["Observation/o1"]
+
+
+def test_an_identifier_that_two_patients_bear_names_neither(tmp_path: Path) -> None:
+    inside = {"resourceType": "Patient", "id": "me", "identifier": [MRN]}
+    source = write(
+        tmp_path,
+        all_ndjson=ndjson(
+            patient("p1", identifier=[MRN]),
+            patient("p2", identifier=[MRN]),
+            patient("p3", identifier=[MRN]),
+            observation("o1", subject={"identifier": MRN}),
+            observation("o2", "#me", contained=[inside]),
+        ),
+    )
+    for name in ("p1", "p2", "p3"):
+        assert names(record(source, name)) == []
+    assert [message.text for message in source.messages()] == [
+        "2 resources name no patient that is known here; not used"
+    ]
+
+
+def test_copies_of_one_patient_may_bear_one_identifier(tmp_path: Path) -> None:
+    whose = patient(identifier=[MRN])
+    lines = ndjson(whose, whose, observation("o1", subject={"identifier": MRN}))
+    assert names(record(write(tmp_path, all_ndjson=lines))) == ["Observation/o1"]
 
 
 def test_what_resources_refer_to_comes_with_them(tmp_path: Path) -> None:

@@ -168,6 +168,43 @@ def test_page_size_and_extra_parameters_come_from_the_site_file() -> None:
     assert parameters(plan.wide[0])["status"] == ["active"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "extra"),
+    [
+        ("Condition", {"clinical-status": "active"}),
+        ("Condition", {"category": "problem-list-item"}),
+        ("Condition", {"status": "final,amended,corrected"}),
+        ("Observation", {"status": "final"}),
+        ("Observation", {"status": "final,amended,corrected", "date": "ge2026"}),
+        ("Observation", {"status:not": "final,amended,corrected"}),
+        ("Observation", {"patient": "p2"}),
+    ],
+)
+def test_a_parameter_of_the_site_that_may_narrow_leaves_the_type_incomplete(
+    kind: str, extra: dict[str, str]
+) -> None:
+    site = SiteSearch(extra_parameters={kind: extra})
+    plan = plan_type(kind, None, server(**{kind: ["patient"]}), site)
+    assert plan.narrowed is not None
+    assert list(extra)[-1] in plan.narrowed
+    assert plan.wide, "what can be found is still read"
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        {"status": "final,amended,corrected"},
+        {"status": "final,amended,corrected,preliminary"},
+        {"_sort": "-date", "_total": "none"},
+    ],
+)
+def test_a_parameter_of_the_site_that_misses_nothing_leaves_the_type_whole(
+    extra: dict[str, str],
+) -> None:
+    site = SiteSearch(extra_parameters={"Observation": extra, "Condition": {"code": "x"}})
+    assert plan_type("Observation", None, server(Observation=["patient"]), site).narrowed is None
+
+
 @pytest.mark.parametrize("declared", [["MedicationRequest:medication"], []])
 def test_medicines_are_included_where_the_server_declares_it(declared: list[str]) -> None:
     statement = capability(

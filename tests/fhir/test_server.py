@@ -279,6 +279,27 @@ def test_a_failing_search_for_merged_ids_leaves_every_type_incomplete(
     assert "merged" in incomplete(source.fetch("p1", CONDITIONS), "Condition")
 
 
+@pytest.mark.parametrize("status", [400, 404, 422, 501])
+def test_a_declared_search_for_merged_ids_that_is_refused_leaves_every_type_incomplete(
+    web: responses.RequestsMock, server: Make, status: int
+) -> None:
+    source = server(types={**TYPES, "Patient": ["link"]})
+    web.get(f"{BASE}/Patient", status=status)
+    web.get(f"{BASE}/Condition", json=bundle(condition("c1")))
+    assert "merged" in incomplete(source.fetch("p1", CONDITIONS), "Condition")
+
+
+def test_a_site_parameter_that_narrows_is_named_in_the_reading(
+    web: responses.RequestsMock, server: Make
+) -> None:
+    extra = {"Condition": {"clinical-status": "active"}}
+    source = server(site=SiteSearch(extra_parameters=extra))
+    web.get(f"{BASE}/Condition", json=bundle(condition("c1")))
+    fetched = source.fetch("p1", CONDITIONS)
+    assert "(clinical-status)" in incomplete(fetched, "Condition")
+    assert "Condition/c1" in ids(fetched)
+
+
 def test_the_records_of_an_id_that_the_patient_replaces_are_read(
     web: responses.RequestsMock, server: Make
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.criteria.model import Evidence, Result, VerdictCode
+from service.criteria.model import Evidence, Result, Settles, VerdictCode
 from service.results.fhir import guidance_response
 from service.results.fhirtypes import date_time, reference, string
 from service.values.logic import Outcome, Reason
@@ -119,6 +119,17 @@ def test_missing_data_is_asked_for_once_by_type_codes_and_period() -> None:
         {"type": "Patient"},
     ]
     assert "dataRequirement" not in response("eligible")
+
+
+@pytest.mark.parametrize("kind", ["ResearchSubject", "Consent", "Patient"])
+def test_a_type_without_codes_is_asked_for_without_codes(kind: str) -> None:
+    wanted = Settles("x", kind, ("other-study", "car-t-product"), "2026-10-04", "2026-11-01")
+    one = Result("E1", "exclusion", "x", Outcome.UNKNOWN, Reason.NO_DATA, "y", settled_by=(wanted,))
+    found = guidance_response(verdict(VerdictCode.POTENTIALLY_ELIGIBLE, one))
+    check_r4b(found)
+    (required,) = found["dataRequirement"]
+    assert required["type"] == kind
+    assert "codeFilter" not in required
 
 
 def test_what_went_wrong_is_in_the_evaluation_message() -> None:

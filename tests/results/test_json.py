@@ -35,7 +35,7 @@ def test_parts_are_nested_and_what_settles_is_text() -> None:
     parent = found["criteria"][1]
     assert [part["id"] for part in parent["parts"]] == ["I4", "I6"]
     assert parent["parts"][1]["settledBy"] == [
-        "an ECOG status",
+        "an ECOG status (Observation in ecog)",
         "the investigator's judgement",
         "the date of birth",
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -96,3 +97,10 @@ def test_the_operation_names_every_parameter() -> None:
 def test_the_statement_says_whether_a_token_is_needed(secured: bool) -> None:
     rest = study.capability_statement(BASE, BASE, secured=secured)["rest"][0]
     assert ("security" in rest) is secured
+
+
+def test_the_study_has_the_trials_own_status() -> None:
+    trial = screening().trials["NCT06056752"]
+    assert study.research_study(trial)["status"] == trial.status == "active"
+    closed = replace(trial, status="closed-to-accrual")
+    assert study.research_study(closed)["status"] == "closed-to-accrual"

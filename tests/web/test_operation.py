@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from service.errors import PatientUnreadable, SourceError, SourceTimeout
+from service.fhir.record import CLINICAL_TYPES
 from tests.web.asking import (
     BASE,
     LEUKAEMIA,
@@ -189,6 +190,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
         400,
         "value",
     ),
+    "type not read": (parameters(data(PATIENT), *complete("Observations")), 400, "value"),
     "types without data": (parameters(subject(), *complete("Condition")), 400, "invalid"),
 }
 
@@ -206,6 +208,14 @@ def test_a_refusal_says_where_the_mistake_is() -> None:
     assert issue["expression"] == ["Parameters.parameter[1].value"]
     issue = refusal(post(app_of(), parameters({"name": "asOf", "valueDate": 5})))
     assert issue["expression"][0].startswith("Parameters.parameter")
+
+
+def test_a_refused_type_is_answered_with_those_there_are() -> None:
+    issue = refusal(post(app_of(), parameters(data(PATIENT), *complete("Condition", "Encounter"))))
+    assert issue["expression"] == ["Parameters.parameter[2].value"]
+    for name in (*CLINICAL_TYPES, "Patient", "Medication", "ResearchStudy"):
+        assert name in issue["diagnostics"]
+        assert post(app_of(), parameters(data(PATIENT), *complete(name))).status_code == 200
 
 
 def test_an_unknown_trial_is_not_found() -> None:

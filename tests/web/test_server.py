@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -94,6 +95,31 @@ def test_several_processes_answer_and_their_counts_are_added_up(folder: Path) ->
     assert process.returncode == 0
     assert all(line.startswith("{") for line in log.splitlines()), log
     assert list(folder.parent.glob("eligibility-metrics-*")) == []
+
+
+@pytest.mark.parametrize("level", ["info", "debug"])
+def test_each_request_is_logged_once_by_its_route_and_names_no_patient(
+    folder: Path, level: str
+) -> None:
+    with served(folder, ELIGIBILITY_LOG_LEVEL=level) as (base, process):
+        for path in ("/fhir/Patient/secret-7", "/fhir/ResearchStudy/NCT06056752?subject=secret-7"):
+            requests.get(base + path, timeout=20, headers={"Referer": f"{base}/secret-7"})
+        named = {"name": "subject", "valueReference": {"reference": "Patient/secret-7"}}
+        headers = {"Content-Type": FHIR, "User-Agent": "secret-7"}
+        url = f"{base}{OPERATION}?subject=secret-7"
+        unknown = requests.post(url, json=parameters(named), headers=headers, timeout=20)
+        assert unknown.status_code == 404
+        process.send_signal(signal.SIGTERM)
+        _, log = process.communicate(timeout=20)
+    lines = [json.loads(line) for line in log.splitlines()]
+    assert "secret-7" not in log
+    assert [line["logger"] for line in lines if "GET" in str(line) or "POST" in str(line)] == [
+        "eligibility"
+    ] * 3
+    routes = {line["route"]: line["status"] for line in lines if "route" in line}
+    assert list(routes.values()) == [404, 200, 404]
+    assert routes["(none)"] == 404
+    assert all("<" in route for route in routes if route != "(none)")
 
 
 @pytest.mark.parametrize(
