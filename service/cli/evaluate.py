@@ -135,7 +135,7 @@ def _write_json(verdict: Verdict) -> None:
     for message in verdict.messages:
         about = (message.type, message.reference, message.place)
         named = " ".join(part for part in about if part)
-        click.echo(f"{verdict.patient}: {named}: {message.text}", err=True)
+        click.echo(": ".join(filter(None, (verdict.patient, named, message.text))), err=True)
 
 
 def _fhir_line(verdict: Verdict, settings: Settings) -> str:

@@ -42,7 +42,7 @@ class _Builder:
         self.record = record
         self.terms = terms
         self.zone = site.zone
-        self.person = person_of(record.patient, site.zone)
+        self.person = person_of(record.patient, site.zone, record.merged)
         self.index: dict[tuple[str, str], list[Fact]] = {}
         self.conditions: list[ConditionFact] = []
         self.participations: list[ParticipationFact] = []

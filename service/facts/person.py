@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import tzinfo
 
 from service.facts.model import Person
@@ -29,8 +30,12 @@ _SEX_CODES = {
 _NO_STATEMENT = {"unk", "asku", "nask", "ni", "unknown", "asked-declined", "asked-unknown"}
 
 
-def person_of(located: Located, zone: tzinfo) -> Person:
-    """Read the Patient; an unreadable birth date is kept as a problem, not as absent."""
+def person_of(located: Located, zone: tzinfo, merged: Sequence[Located] = ()) -> Person:
+    """Read the Patient; an unreadable birth date is kept as a problem, not as absent.
+
+    ``merged``: the Patients merged into this one. A death that is on record with one of
+    them only is this patient's all the same (1.5: both ids' records are read).
+    """
     patient = located.resource
     assert isinstance(patient, Patient)
     birth: When | None = None
@@ -40,14 +45,11 @@ def person_of(located: Located, zone: tzinfo) -> Person:
             birth = parse(patient.birth_date, zone)
         except ValueError:
             problem = "birthDate is not a FHIR date"
-    died: When | None = None
-    deceased = patient.deceased_boolean
-    if patient.deceased_date_time:
-        try:
-            died = parse(patient.deceased_date_time, zone)
-        except ValueError:
-            # A date of death that can't be read still says that the patient died.
-            deceased = True
+    deceased, died = _death(patient, zone)
+    for other in merged:
+        assert isinstance(other.resource, Patient)
+        also, day = _death(other.resource, zone)
+        deceased, died = deceased or also, died or day
     return Person(
         reference=located.reference,
         version=located.version,
@@ -60,6 +62,17 @@ def person_of(located: Located, zone: tzinfo) -> Person:
         died=died,
         conflicting=located.conflicting,
     )
+
+
+def _death(patient: Patient, zone: tzinfo) -> tuple[bool | None, When | None]:
+    """Read whether and when a Patient died."""
+    if not patient.deceased_date_time:
+        return patient.deceased_boolean, None
+    try:
+        return patient.deceased_boolean, parse(patient.deceased_date_time, zone)
+    except ValueError:
+        # A date of death that can't be read still says that the patient died.
+        return True, None
 
 
 def _sex(patient: Patient) -> str | None:

@@ -151,6 +151,7 @@ class PatientRecord:
     resources: Mapping[str, tuple[Located, ...]]
     readings: Mapping[str, Reading]
     resolver: Resolver
+    merged: tuple[Located, ...] = ()
     rejected: tuple[Rejected, ...] = ()
     messages: tuple[Message, ...] = ()
 
@@ -381,6 +382,7 @@ class Pool:
             rejected=rejected,
             messages=(*messages, *self.messages),
             resolver=self,
+            merged=tuple(self.patients[other] for other in keys[1:] if other in self.patients),
         )
 
 

@@ -627,9 +627,8 @@ def _joined_code(loose: dict[str, Any]) -> CodeableConcept | None:
     codings: tuple[Coding, ...] = ()
     texts: list[str] = []
     for value in stated:
-        if isinstance(value, dict) and isinstance(value.get("concept"), dict):
-            value = value["concept"]  # R5 CodeableReference  # noqa: PLW2901
-        concept = _convert(value, CodeableConcept)
+        # In R5 a CodeableReference holds the concept.
+        concept = _convert(value["concept"] if _has_concept(value) else value, CodeableConcept)
         if concept is None:
             return None
         codings += concept.coding
@@ -637,7 +636,7 @@ def _joined_code(loose: dict[str, Any]) -> CodeableConcept | None:
     return CodeableConcept(codings, "; ".join(texts) or None) if stated else None
 
 
-def _has_concept(value: object) -> bool:
+def _has_concept(value: Any) -> bool:
     return isinstance(value, dict) and isinstance(value.get("concept"), dict)
 
 
