@@ -31,6 +31,7 @@ class Settings:
     site: Path | None = None
     mappings: Path | None = None
     attestations: Path | None = None
+    store: str | None = field(default=None, repr=False)
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 2
@@ -165,6 +166,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("site", "the hospital's site file (YAML)", _path),
     Setting("mappings", "folder to use instead of the shipped mappings", _path),
     Setting("attestations", "file of attestations, by which a person settles criteria", _path),
+    Setting(
+        "store",
+        "where runs and verdicts are kept: a file (SQLite) or a postgresql:// URL",
+        _text,
+        secret=True,
+    ),
     Setting("host", "address to listen on", _host),
     Setting("port", "port to listen on; 0 takes a free one", _whole(0, _MAX_PORT)),
     Setting("workers", "number of server processes", _whole(1, 64)),

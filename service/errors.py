@@ -121,3 +121,22 @@ class Overloaded(EligibilityError):
     def __init__(self, message: str, *, retry_after: int = 5) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class StoreError(EligibilityError):
+    """The store can't be used (unreachable, full, of another version)."""
+
+    code = "no-store"
+
+
+class StoreBusy(StoreError):
+    """Another run holds the store."""
+
+    status = 409
+    code = "lock-error"
+
+
+class NotReplayable(EligibilityError):
+    """A stored verdict can't be given again: some version or fact of then is missing."""
+
+    code = "not-found"

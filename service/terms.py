@@ -188,6 +188,7 @@ class Concept:
 NOTHING = Concept("", frozenset(), {}, frozenset(), True, ())
 _BARE_OID = re.compile(r"[0-2](?:\.\d+){3,}", re.ASCII)
 _CACHE_LIMIT = 20_000
+_TRIPLE = 3
 _BREAK = re.compile(r"[;,.()\[\]|]+")
 
 
@@ -209,7 +210,7 @@ class Terms:
     _ranges: dict[str, list[tuple[int, int, str, Role]]] = field(default_factory=dict)
     _local: dict[tuple[str, str], list[LocalCode]] = field(default_factory=dict)
     _concepts: dict[CodeableConcept, Concept] = field(default_factory=dict)
-    _patterns: list[tuple[str, re.Pattern[str], re.Pattern[str] | None]] = field(
+    _patterns: list[tuple[str, re.Pattern[str], re.Pattern[str] | None, frozenset[str]]] = field(
         default_factory=list
     )
     _common: re.Pattern[str] | None = None
@@ -222,7 +223,12 @@ class Terms:
                 self._index(row)
             if code_set.keywords:
                 self._patterns.append(
-                    (code_set.name, _phrases(code_set.keywords), _optional(code_set.not_keywords))
+                    (
+                        code_set.name,
+                        _phrases(code_set.keywords),
+                        _optional(code_set.not_keywords),
+                        frozenset(map(_triple, code_set.keywords)),
+                    )
                 )
         self._common = _optional(self.common_not_keywords)
         self._after = _optional(self.common_not_after)
@@ -347,7 +353,12 @@ class Terms:
                     continue
                 if "-" in chunk:
                     chunk += " " + chunk.replace("-", " ")
-                for name, words, cancelled in self._patterns:
+                # Most texts hold none of a set's keywords, which is seen sooner by triples.
+                triples = {chunk[start : start + _TRIPLE] for start in range(len(chunk))}
+                triples.add("")
+                for name, words, cancelled, needed in self._patterns:
+                    if needed.isdisjoint(triples):
+                        continue
                     if name in found or (name in roles and not self._vague(name, roles[name])):
                         continue
                     left = cancelled.sub(" ", chunk) if cancelled else chunk
@@ -392,6 +403,12 @@ class Terms:
 
 
 _STRENGTH = {Role.EXCLUDE: 3, Role.JUDGEMENT: 2, Role.INCLUDE: 1}
+
+
+def _triple(word: str) -> str:
+    """Give letters that stand side by side in every text that holds a keyword."""
+    longest = max(re.findall(r"[^\W_]+", word.lower()), key=len, default="")
+    return longest[:_TRIPLE] if len(longest) >= _TRIPLE else ""
 
 
 def _phrases(words: tuple[str, ...]) -> re.Pattern[str]:

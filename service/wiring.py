@@ -75,6 +75,13 @@ def build_screening(settings: Settings) -> Screening:
     return Screening(trials, terms, site, attestations)
 
 
+def screening_of(
+    mappings: Path, site: Path | None = None, attestations: Path | None = None
+) -> Screening:
+    """Load trials, terms, site and attestations from given files; raises MappingError."""
+    return build_screening(Settings(mappings=mappings, site=site, attestations=attestations))
+
+
 def build_auth(settings: Settings) -> Auth:
     """Build how the service authenticates to its source; raises ConfigurationError."""
     if settings.source_auth == "none":
@@ -89,7 +96,7 @@ def build_auth(settings: Settings) -> Auth:
         key=signing_key(_key_text(settings)),
         scope=settings.source_scope,
         token_url=settings.source_token_url,
-        limits=_limits(settings),
+        limits=limits_of(settings),
     )
 
 
@@ -103,7 +110,8 @@ def _key_text(settings: Settings) -> str:
         raise ConfigurationError("the file with the private key can't be read") from error
 
 
-def _limits(settings: Settings) -> Limits:
+def limits_of(settings: Settings) -> Limits:
+    """Give the bounds on requests to the source."""
     return Limits(
         connect=settings.source_connect_timeout,
         read=settings.source_read_timeout,
@@ -118,7 +126,7 @@ def build_source(settings: Settings, site: Site) -> Source:
         return FileSource(data_dir() / "fixtures" / "patients", site.search)
     if "://" in settings.source:
         return ServerSource(
-            settings.source, build_auth(settings), site.search, _limits(settings), zone=site.zone
+            settings.source, build_auth(settings), site.search, limits_of(settings), zone=site.zone
         )
     return FileSource(Path(settings.source), site.search)
 

@@ -29,8 +29,14 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.facts",),
     ("service.criteria",),
     ("service.screening", "service.coverage"),
+    # What came out of a search, as plain data, is what is written of it.
+    ("service.nightly.model",),
     ("service.results",),
+    # What is asked of a search and comes out of it is kept by the store, which it writes to.
+    ("service.nightly", "service.storage"),
     ("service.config", "service.wiring"),
+    # The use case itself is started from the command line, the web and the worker.
+    ("service.nightly.screen",),
     ("service.web", "service.cli", "service.__main__"),
 )
 # What evaluates a patient, and what is written of it.

@@ -16,6 +16,12 @@ from service.errors import EligibilityError
 
 _COMMANDS: Mapping[str, str] = {
     "evaluate": "Evaluate patients for a trial.",
+    "screen": "Search many patients for candidates.",
+    "runs": "List the runs of a store.",
+    "diff": "Tell what is different between two runs.",
+    "candidates": "List the candidates of a run.",
+    "replay": "Give a stored verdict again, with the versions then used.",
+    "purge": "Remove patients' data of old runs.",
     "serve": "Serve the HTTP API.",
     "demo": "Try the service on the shipped, invented patients.",
     "explain": "Print what a trial's criteria look for, in words.",

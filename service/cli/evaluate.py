@@ -31,7 +31,7 @@ be read (each named on the error stream), 2 wrong usage.
 """
 
 
-class _Day(click.ParamType[date]):
+class Day(click.ParamType[date]):
     """A calendar day as YYYY-MM-DD."""
 
     name = "date"
@@ -57,7 +57,7 @@ class _Day(click.ParamType[date]):
 @click.option(
     "--as-of",
     metavar="DATE",
-    type=_Day(),
+    type=Day(),
     help="Day of the evaluation, YYYY-MM-DD.  [today at the site]",
 )
 @click.option(

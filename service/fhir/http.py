@@ -334,7 +334,36 @@ class Transport:
         spread = random.uniform(0.5, 1.0)  # noqa: S311 - spreads load, keeps no secret
         return spread * min(limits.backoff * 2.0 ** (attempt - 1), limits.backoff_ceiling)
 
+    def download(
+        self, request: Outgoing, take: Callable[[bytes], object], deadline: float
+    ) -> Reply:
+        """Send one request once; hand on what it brings, piece by piece, as it was sent.
+
+        The pieces may be gzip. Only status 200 brings any; of other replies the body is in
+        the reply, as usual. ``take`` must not raise OSError, which would read as the
+        network's. Raises SourceError, SourceTimeout, Cut.
+        """
+
+        def read(response: requests.Response, deadline: float) -> bytes:
+            if response.status_code != HTTPStatus.OK:
+                return self._body(response, deadline)
+            while chunk := response.raw.read1(_CHUNK, decode_content=False):
+                if time.monotonic() > deadline:
+                    raise SourceTimeout(f"{self._what} did not finish a file in the time allowed")
+                take(chunk)
+            return b""
+
+        return self._exchange(request, deadline, read)
+
     def _once(self, request: Outgoing, deadline: float) -> Reply:
+        return self._exchange(request, deadline, self._body)
+
+    def _exchange(
+        self,
+        request: Outgoing,
+        deadline: float,
+        read: Callable[[requests.Response, float], bytes],
+    ) -> Reply:
         left = deadline - time.monotonic()
         if left <= 0:
             raise SourceTimeout(f"{self._what} did not answer in the time allowed")
@@ -355,7 +384,7 @@ class Transport:
                 timeout=(min(limits.connect, left), min(limits.read, left)),
             )
             with closing(response):
-                body = self._body(response, deadline)
+                body = read(response, deadline)
                 return Reply(response.status_code, response.headers, body, request.url)
         except (requests.Timeout, urllib3.exceptions.TimeoutError, TimeoutError) as error:
             raise SourceTimeout(f"{self._what} did not answer in time") from error
@@ -422,6 +451,10 @@ class Client:
         """POST a form to a URL below the base (`_search`); raises SourceError."""
         kind = {"Content-Type": "application/x-www-form-urlencoded"}
         return self._send(Outgoing("POST", url, kind, lambda: form), deadline)
+
+    def send(self, request: Outgoing, deadline: float) -> Reply:
+        """Send any request to a URL below the base; raises SourceError."""
+        return self._send(request, deadline)
 
     def _send(self, request: Outgoing, deadline: float) -> Reply:
         for _ in range(self.limits.redirects + 1):

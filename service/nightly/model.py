@@ -1,0 +1,210 @@
+"""What a search of many patients is made of: what is asked, what comes out, what is said of it.
+
+Everything here is plain data, so that it can be written, compared and sent to other processes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from service.errors import EligibilityError
+
+__all__ = [
+    "CriterionCount",
+    "Exit",
+    "Failure",
+    "Missing",
+    "Outcome",
+    "Reject",
+    "RunSpec",
+    "SearchFailed",
+    "Statement",
+    "TrialCount",
+    "TypeCount",
+]
+
+
+class SearchFailed(EligibilityError):
+    """A search could not be finished; the same command takes it up again."""
+
+
+class Exit(IntEnum):
+    """Exit codes of a search."""
+
+    COMPLETE = 0
+    FAILED = 1
+    MISUSED = 2
+    INCOMPLETE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class RunSpec:
+    """What is asked for.
+
+    ``trials``: ids in the order asked. ``source``: URL, directory or file. ``as_of``: ISO
+    date. ``bulk``: ``system``, ``patient`` or ``group/ID``. ``cohort``: ``Group/ID``,
+    ``List/ID`` or a file. ``versions``: of ``service``, and per trial and mapping file
+    (``trial:ID``, ``mappings``).
+    """
+
+    trials: tuple[str, ...]
+    source: str
+    as_of: str
+    bulk: str | None = None
+    cohort: str | None = None
+    workers: int = 1
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Reject:
+    """Input that could not be used; holds no text of it.
+
+    ``file`` is relative to the source, ``line`` counts from 1, ``type`` is the resource
+    type if known, ``reference`` as ``Observation/123``; ``patient`` the patient concerned,
+    if known.
+    """
+
+    file: str | None
+    line: int | None
+    type: str | None
+    reference: str | None
+    problem: str
+    patient: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TypeCount:
+    """What was read of one resource type.
+
+    ``lines``: of NDJSON (a resource in a Bundle counts as one); ``read``: resources that
+    were decoded, since they are, or may be, of a patient of the population; ``skipped``:
+    the others, by reason (``other-patient``, ``type-not-needed``, ``unreadable``...).
+    """
+
+    files: int = 0
+    bytes: int = 0
+    lines: int = 0
+    read: int = 0
+    skipped: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One patient's verdict for one trial.
+
+    ``line`` is the verdict as one line of JSON without its end; ``code`` the verdict's
+    code; ``valid_until`` an ISO date or None; ``record`` the facts as they were read (a
+    line of a partition, ``service.nightly.partition``), for a replay, if kept.
+    """
+
+    patient: str
+    trial: str
+    line: bytes
+    code: str
+    valid_until: str | None = None
+    record: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """A patient without a verdict, and why (no patient data beyond the id)."""
+
+    patient: str
+    trial: str | None
+    problem: str
+
+
+@dataclass(frozen=True, slots=True)
+class CriterionCount:
+    """How one criterion came out over the population.
+
+    ``alone``: patients whom it alone stands in the way of, as the only criterion that
+    fails; ``alone_open``: as the only one that does not pass (fails or is unknown).
+    """
+
+    id: str
+    kind: str
+    passed: int = 0
+    failed: int = 0
+    unknown: int = 0
+    alone: int = 0
+    alone_open: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Missing:
+    """Data or a judgement that would settle something for a number of patients.
+
+    Counted over patients who are not ineligible. ``type`` is the resource type wanted, None
+    for a question to the investigator; ``sets`` are code sets; ``criteria`` the ids it
+    would settle.
+    """
+
+    text: str
+    type: str | None
+    sets: tuple[str, ...]
+    criteria: tuple[str, ...]
+    patients: int
+
+
+@dataclass(frozen=True, slots=True)
+class TrialCount:
+    """What came out for one trial.
+
+    ``verdicts``: patients by the verdict's code; ``attrition``: per criterion, in the
+    protocol's order (top level only); ``missing``: most patients first.
+    """
+
+    trial: str
+    version: str
+    name: str
+    population: int
+    evaluated: int
+    failed: int
+    verdicts: Mapping[str, int]
+    attrition: tuple[CriterionCount, ...] = ()
+    missing: tuple[Missing, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """Everything that ``run.json`` says.
+
+    ``source`` names the source without secrets; ``versions`` as in ``RunSpec``; ``types``
+    by resource type; ``patients_seen`` counts Patients of the source (those merged away
+    left out), ``in_population`` those of any trial's population, ``evaluated`` and
+    ``failed`` among these. ``rejects`` counts the lines of ``rejects.ndjson``;
+    ``problems`` say, without patient data, why the search is not complete. ``started`` and
+    ``finished`` are instants in ISO form, ``seconds`` what all attempts took together;
+    ``rates`` by name (``bytesPerSecond``, ``patientsPerSecond``); ``resumed`` how often
+    the run was taken up again.
+    """
+
+    source: str
+    trials: tuple[TrialCount, ...]
+    versions: Mapping[str, str]
+    as_of: str
+    types: Mapping[str, TypeCount]
+    patients_seen: int
+    in_population: int
+    evaluated: int
+    failed: int
+    failures: tuple[Failure, ...]
+    rejects: int
+    problems: tuple[str, ...]
+    started: str
+    finished: str
+    seconds: float
+    rates: Mapping[str, float]
+    complete: bool
+    bulk: str | None = None
+    cohort: str | None = None
+    resumed: int = 0
+
+    @property
+    def exit(self) -> Exit:
+        """Give the exit code that the search ends with."""
+        return Exit.COMPLETE if self.complete else Exit.INCOMPLETE

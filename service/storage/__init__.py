@@ -1,0 +1,1 @@
+"""The store: runs, verdicts, what they rest on and what changed, in SQLite or PostgreSQL."""

@@ -1,0 +1,352 @@
+"""The search gives what evaluating patient by patient gives, whatever the files are like."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+from pathlib import Path
+
+import pytest
+
+from service.nightly import directory, engine
+from tests.nightly.making import (
+    OTHER_CODE,
+    PATIENTS,
+    Json,
+    condition,
+    hospital,
+    lines_of,
+    observation,
+    one_by_one,
+    patient,
+    patients_of,
+    rejects,
+    search,
+    shipped,
+    verdicts,
+    write_types,
+)
+
+SICK = 6
+
+
+def small_pieces(monkeypatch: pytest.MonkeyPatch, unit: int = 900, chunk: int = 350) -> None:
+    """Cut files so small that every boundary lies within the data."""
+    monkeypatch.setattr(directory, "UNIT", unit)
+    monkeypatch.setattr(directory, "CHUNK", chunk)
+
+
+@pytest.mark.parametrize("count", [1, 49, 50, 51, 100, 101, 1000, 1001])
+def test_no_patient_is_dropped_at_any_boundary(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    if count < 1000:
+        small_pieces(monkeypatch, unit=5000)
+    resources: list[Json] = []
+    for number in range(count):
+        resources += [patient(f"p{number}"), condition(f"c{number}", f"Patient/p{number}")]
+    statement = search(write_types(tmp_path / "in", resources), tmp_path / "out", workers=2)
+    expected = sorted(f"Patient/p{number}" for number in range(count))
+    assert patients_of(tmp_path / "out") == expected
+    assert statement.complete
+    assert statement.patients_seen == statement.in_population == statement.evaluated == count
+
+
+def test_one_two_and_seven_workers_give_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch)
+    source = write_types(tmp_path / "in", hospital(40, 60))
+    given = []
+    for workers in (1, 2, 7):
+        output = tmp_path / f"out{workers}"
+        search(source, output, workers=workers)
+        names = ("verdicts.ndjson", "candidates.csv", "group.json", "rejects.ndjson")
+        given.append([(output / name).read_bytes() for name in names])
+    assert given[0] == given[1] == given[2]
+    assert len(patients_of(tmp_path / "out1")) == 40
+
+
+@pytest.mark.parametrize("shape", ["types", "packed", "mixed", "bundles", "shuffled"])
+def test_the_search_equals_evaluating_one_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shape: str
+) -> None:
+    small_pieces(monkeypatch, unit=40_000, chunk=5000)
+    source = tmp_path / "in"
+    if shape == "bundles":
+        source = PATIENTS
+    elif shape in ("types", "packed"):
+        write_types(source, shipped(), packed=shape == "packed")
+    else:
+        source.mkdir()
+        lines = lines_of(shipped())
+        if shape == "shuffled":
+            random.Random(5).shuffle(lines)  # noqa: S311 - an order, nothing secret
+        third = len(lines) // 3
+        (source / "one.ndjson").write_bytes(b"".join(lines[:third]))
+        (source / "two.ndjson.gz").write_bytes(gzip.compress(b"".join(lines[third : 2 * third])))
+        (source / "three.ndjson").write_bytes(b"".join(lines[2 * third :]))
+    search(source, tmp_path / "out", workers=2)
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+    assert len(verdicts(tmp_path / "out")) > 60
+
+
+def test_others_are_counted_not_listed(tmp_path: Path) -> None:
+    statement = search(write_types(tmp_path / "in", hospital(SICK, 20)), tmp_path / "out")
+    assert statement.patients_seen == SICK + 20
+    assert statement.in_population == SICK
+    assert statement.types["Observation"].lines == SICK + 20
+    assert statement.types["Observation"].read == SICK
+    assert statement.types["Observation"].skipped == {"other-patient": 20}
+    assert sum(statement.trials[0].verdicts.values()) == SICK
+
+
+BAD_LINES = [
+    b'{"resourceType":"Observation","id":"cut","subject":{"reference":"Patient/p-00001"},"co\n',
+    b"garbage\n",
+    b'{"resourceType":"Observation","subject":"Patient/p-00001"}\n',
+]
+
+
+@pytest.mark.parametrize("bad", BAD_LINES)
+def test_a_bad_line_stops_nobody_and_is_kept_with_its_place(tmp_path: Path, bad: bytes) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 20))
+    file = source / "Observation.ndjson"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:11], bad, *lines[11:]]))
+    statement = search(source, tmp_path / "out")
+    assert not statement.complete
+    assert statement.evaluated == SICK
+    assert [(each["file"], each["line"]) for each in rejects(tmp_path / "out")] == [
+        ("Observation.ndjson", 12)
+    ]
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_the_place_of_a_bad_line_is_right_in_a_later_stretch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch)
+    source = write_types(tmp_path / "in", hospital(SICK, 20))
+    file = source / "Observation.ndjson"
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join([*lines[:21], b"garbage\n", *lines[21:]]))
+    search(source, tmp_path / "out", workers=2)
+    assert [each["line"] for each in rejects(tmp_path / "out")] == [22]
+
+
+def test_a_lost_condition_leaves_nobody_out(tmp_path: Path) -> None:
+    """Whose it was isn't known, so that anyone may have the disease."""
+    source = write_types(tmp_path / "in", hospital(SICK, 20))
+    file = source / "Condition.ndjson"
+    file.write_bytes(file.read_bytes() + b'{"resourceType":"Condition","code":{"cod\n')
+    statement = search(source, tmp_path / "out")
+    assert not statement.complete
+    assert statement.in_population == SICK + 20
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_a_condition_in_a_file_of_another_name_is_found(tmp_path: Path) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 20))
+    (source / "Procedure.ndjson").write_bytes(
+        b"".join(lines_of([patient("q"), condition("cq", "Patient/q")]))
+    )
+    search(source, tmp_path / "out")
+    assert "Patient/q" in patients_of(tmp_path / "out")
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def masked(code: Json | None) -> Json:
+    """Give a Condition whose code says nothing."""
+    found = condition("m", "Patient/m")
+    if code is None:
+        del found["code"]
+        return found
+    return found | {"code": code}
+
+
+UNMAPPED = {"coding": [{"system": "urn:local", "code": "1", "display": "B-ALL, relapsed"}]}
+HIDDEN = {
+    "coding": [
+        {
+            "system": "http://terminology.hl7.org/CodeSystem/data-absent-reason",
+            "code": "masked",
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        masked(None),
+        masked(HIDDEN),
+        masked(UNMAPPED),
+        masked({"text": "acute lymphoblastic leukemia"}),
+        condition("m", "Patient/m", verificationStatus={"coding": [{"code": "provisional"}]}),
+        condition("m", "Patient/m", clinicalStatus="active"),
+        condition("m", "Patient/m", onsetDateTime="no date"),
+        condition("m", "Patient/m/_history/3"),
+    ],
+)
+def test_whoever_may_have_the_disease_is_in_the_population(tmp_path: Path, record: Json) -> None:
+    resources = [*hospital(SICK, 10), patient("m"), record]
+    source = write_types(tmp_path / "in", resources)
+    search(source, tmp_path / "out")
+    assert "Patient/m" in patients_of(tmp_path / "out")
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_records_that_name_a_patient_by_identifier_or_address_are_found(tmp_path: Path) -> None:
+    base = "https://fhir.example.org/r4"
+    number = {"system": "urn:mrn", "value": "7"}
+    resources = [
+        patient("a", identifier=[number]),
+        condition("ca", "", subject={"identifier": number}),
+        patient("b"),
+        condition("cb", f"{base}/Patient/b"),
+        patient("c"),
+        condition("cc", "Patient/c", OTHER_CODE),
+    ]
+    source = write_types(tmp_path / "in", resources)
+    manifest = {
+        "transactionTime": "2026-11-01T00:00:00Z",
+        "request": f"{base}/$export",
+        "output": [],
+        "error": [],
+    }
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    search(source, tmp_path / "out")
+    assert patients_of(tmp_path / "out") == ["Patient/a", "Patient/b"]
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_merged_patients_are_one_with_both_ids_records(tmp_path: Path) -> None:
+    resources = [
+        patient("old", link=[{"other": {"reference": "Patient/new"}, "type": "replaced-by"}]),
+        patient("new"),
+        patient("other"),
+        condition("c", "Patient/old"),
+        observation("o", "Patient/new"),
+        condition("d", "Patient/other", OTHER_CODE),
+    ]
+    source = write_types(tmp_path / "in", resources)
+    statement = search(source, tmp_path / "out")
+    assert patients_of(tmp_path / "out") == ["Patient/new"]
+    assert statement.patients_seen == 2
+    assert statement.in_population == 1
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_a_patient_merged_into_one_that_is_missing_is_named_as_failed(tmp_path: Path) -> None:
+    gone = patient("old", link=[{"other": {"reference": "Patient/new"}, "type": "replaced-by"}])
+    source = write_types(tmp_path / "in", [gone, condition("c", "Patient/old")])
+    statement = search(source, tmp_path / "out")
+    assert [failure.patient for failure in statement.failures] == ["Patient/old"]
+    assert not statement.complete
+
+
+def test_an_unreadable_patient_is_named_and_the_others_are_evaluated(tmp_path: Path) -> None:
+    resources = [*hospital(SICK, 4), patient("u", gender=5), condition("cu", "Patient/u")]
+    source = write_types(tmp_path / "in", resources)
+    statement = search(source, tmp_path / "out")
+    assert statement.evaluated == SICK
+    assert [failure.patient for failure in statement.failures] == ["Patient/u"]
+    assert not statement.complete
+
+
+def test_a_patient_on_whom_the_rules_break_stops_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = engine.record_of
+
+    def broken(fetched: engine.Fetched) -> object:
+        if fetched.patient == "Patient/p-00000":
+            raise ZeroDivisionError
+        return whole(fetched)
+
+    monkeypatch.setattr(engine, "record_of", broken)
+    statement = search(write_types(tmp_path / "in", hospital(SICK, 4)), tmp_path / "out")
+    assert statement.evaluated == SICK - 1
+    assert statement.failures[0].problem == "could not be evaluated (ZeroDivisionError)"
+
+
+def test_medications_are_found_wherever_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small_pieces(monkeypatch, unit=400, chunk=150)
+    resources: list[Json] = [*hospital(SICK, 10)]
+    for number in range(12):
+        code = {"system": "http://www.nlm.nih.gov/research/umls/rxnorm", "code": "1597257"}
+        resources.append(
+            {"resourceType": "Medication", "id": f"m{number}", "code": {"coding": [code]}}
+        )
+        resources.append(
+            {
+                "resourceType": "MedicationAdministration",
+                "id": f"a{number}",
+                "status": "completed",
+                "medicationReference": {"reference": f"Medication/m{number}"},
+                "subject": {"reference": f"Patient/p-{number:05}"},
+                "effectiveDateTime": "2026-05-01",
+            }
+        )
+    source = write_types(tmp_path / "in", resources)
+    statement = search(source, tmp_path / "out", workers=2)
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+    assert 0 < statement.types["Medication"].read < 12
+    assert statement.types["Medication"].lines == 12
+
+
+def test_an_export_that_left_types_out_is_not_complete(tmp_path: Path) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    manifest = {
+        "transactionTime": "2026-11-01T00:00:00Z",
+        "request": "https://fhir.example.org/$export?_type=Patient,Condition,Observation",
+        "output": [],
+        "error": [],
+    }
+    (source / "manifest.json").write_text(json.dumps(manifest))
+    statement = search(source, tmp_path / "out")
+    assert not statement.complete
+    assert any("_type" in problem for problem in statement.problems)
+    assert statement.in_population == SICK
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_searchsets_that_say_nothing_of_conditions_leave_nobody_out(tmp_path: Path) -> None:
+    source = tmp_path / "in"
+    source.mkdir()
+    for key in "ab":
+        bundle = {
+            "resourceType": "Bundle",
+            "type": "searchset",
+            "link": [{"relation": "self", "url": f"https://x.org/Observation?patient={key}"}],
+            "entry": [
+                {"resource": patient(key), "search": {"mode": "include"}},
+                {"resource": observation(f"o{key}", f"Patient/{key}")},
+            ],
+        }
+        (source / f"{key}.json").write_text(json.dumps(bundle))
+    search(source, tmp_path / "out")
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+    assert patients_of(tmp_path / "out") == ["Patient/a", "Patient/b"]
+
+
+def test_a_large_partition_is_gone_through_in_rounds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_types(tmp_path / "in", hospital(30, 0))
+    search(source, tmp_path / "out")
+    monkeypatch.setattr(engine, "_HELD", 1000)
+    search(source, tmp_path / "again")
+    assert verdicts(tmp_path / "again") == verdicts(tmp_path / "out")
+
+
+def test_copies_of_a_patient_count_once(tmp_path: Path) -> None:
+    source = write_types(tmp_path / "in", hospital(3, 3))
+    (source / "Patient.2.ndjson").write_bytes((source / "Patient.ndjson").read_bytes())
+    statement = search(source, tmp_path / "out")
+    assert statement.patients_seen == 6
+    assert statement.in_population == 3

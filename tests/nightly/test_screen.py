@@ -1,0 +1,100 @@
+"""``eligibility screen`` by its command line: exit codes, files, what is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from service.cli import main
+from tests.nightly.making import TRIAL, hospital, write_types
+
+OUTPUTS = {
+    "verdicts.ndjson",
+    "candidates.csv",
+    "group.json",
+    "list.json",
+    "run.json",
+    "rejects.ndjson",
+    "report.html",
+}
+
+
+def run(*arguments: object) -> Result:
+    """Run the command line."""
+    return CliRunner().invoke(main, ["screen", *map(str, arguments)])
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """Give an export."""
+    return write_types(tmp_path / "in", hospital(3, 5))
+
+
+def test_a_complete_search_ends_with_0_and_writes_all_outputs(source: Path, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    found = run(TRIAL, "--source", source, "--output", output, "--as-of", "2026-11-01")
+    assert found.exit_code == 0, found.output
+    assert {path.name for path in output.iterdir()} == OUTPUTS
+    said = json.loads((output / "run.json").read_bytes())
+    assert said["complete"] is True
+    assert said["asOf"] == "2026-11-01"
+    assert said["patients"] == {"seen": 8, "inPopulation": 3, "evaluated": 3, "failed": 0}
+    assert said["versions"]["trial:" + TRIAL]
+    assert said["types"]["Observation"]["lines"] == 8
+
+
+def test_an_incomplete_search_ends_with_3(source: Path, tmp_path: Path) -> None:
+    with (source / "Observation.ndjson").open("ab") as file:
+        file.write(b"cut off")
+    found = run(TRIAL, "--source", source, "--output", tmp_path / "out")
+    assert found.exit_code == 3
+    assert json.loads((tmp_path / "out" / "run.json").read_bytes())["complete"] is False
+
+
+def test_a_failed_search_ends_with_1(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    found = run(TRIAL, "--source", tmp_path / "empty", "--output", tmp_path / "out")
+    assert found.exit_code == 1
+    assert "no FHIR files" in found.output
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        (),
+        ("NONE", "--source", "IN"),
+        (TRIAL,),
+        (TRIAL, TRIAL, "--source", "IN"),
+        (TRIAL, "--source", "IN", "--bulk", "system"),
+        (TRIAL, "--source", "IN", "--cohort", "Group/1"),
+        (TRIAL, "--source", "IN", "--bulk", "system", "--cohort", "Group/1"),
+        (TRIAL, "--source", "IN", "--workers", "0"),
+        (TRIAL, "--source", "IN", "--as-of", "yesterday"),
+        (TRIAL, "--source", "IN", "--engine", "steam"),
+    ],
+)
+def test_wrong_usage_ends_with_2(source: Path, tmp_path: Path, wrong: tuple[str, ...]) -> None:
+    arguments = [str(source) if each == "IN" else each for each in wrong]
+    assert run(*arguments, "--output", tmp_path / "out").exit_code == 2
+
+
+def test_a_second_search_in_the_same_folder_replaces_the_first(
+    source: Path, tmp_path: Path
+) -> None:
+    for day in ("2026-11-01", "2026-11-02"):
+        arguments = (TRIAL, "--source", source, "--output", tmp_path / "out", "--as-of", day)
+        assert run(*arguments).exit_code == 0
+    lines = (tmp_path / "out" / "verdicts.ndjson").read_text().splitlines()
+    assert {json.loads(line)["asOf"] for line in lines} == {"2026-11-02"}
+
+
+def test_a_search_with_a_store_reports_what_changed(source: Path, tmp_path: Path) -> None:
+    arguments = (TRIAL, "--source", source, "--output", tmp_path / "out")
+    arguments += ("--store", tmp_path / "store.db")
+    assert run(*arguments, "--as-of", "2026-11-01").exit_code == 0
+    write_types(source, hospital(4, 5))
+    assert run(*arguments, "--as-of", "2026-11-02").exit_code == 0
+    assert "new in the population" in (tmp_path / "out" / "report.html").read_text("utf-8")
