@@ -50,6 +50,10 @@ class Settings:
     source_read_timeout: int = 20
     source_budget: int = 45
     source_parallel: int = 6
+    bulk_poll_ceiling: int = 600
+    bulk_patience: int = 86_400
+    bulk_parallel: int = 4
+    bulk_trusted: tuple[str, ...] = ()
     caller_auth: str = "none"
     caller_keys_file: Path | None = None
     caller_issuer: str | None = None
@@ -148,6 +152,10 @@ def _secure_url(value: str) -> str:
     return url
 
 
+def _secure_urls(value: str) -> tuple[str, ...]:
+    return tuple(_secure_url(part.strip()) for part in value.split(",") if part.strip())
+
+
 def _algorithms(value: str) -> tuple[str, ...]:
     names = tuple(name.strip() for name in value.split(",") if name.strip())
     unknown = [name for name in names if name not in ALGORITHMS]
@@ -200,6 +208,23 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("source_read_timeout", "seconds to wait for the source's next bytes", _whole(1, 600)),
     Setting("source_budget", "seconds that reading one patient may take in all", _whole(1, 3600)),
     Setting("source_parallel", "parallel searches of one patient", _whole(1, 32)),
+    Setting(
+        "bulk_poll_ceiling",
+        "most seconds between two questions how a Bulk Data export goes, whatever the server says",
+        _whole(1, 86_400),
+    ),
+    Setting(
+        "bulk_patience",
+        "seconds that a run waits for the server to finish an export",
+        _whole(1, 30 * 86_400),
+    ),
+    Setting("bulk_parallel", "files of an export fetched at the same time", _whole(1, 32)),
+    Setting(
+        "bulk_trusted",
+        "further addresses of the same server (comma list of https:// URLs) that get its token "
+        "with an export",
+        _secure_urls,
+    ),
     Setting(
         "caller_auth",
         "how callers authenticate: none (loopback only), keys or jwt",

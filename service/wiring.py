@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from service.criteria.attestation import load_attestations
 from service.criteria.trial import Trial, load_trial
 from service.errors import ConfigurationError
 from service.fhir.auth import Auth, BearerToken, NoAuth, SmartBackend, signing_key
+from service.fhir.bulk import BulkClient, BulkLimits
 from service.fhir.files import FileSource
 from service.fhir.http import Limits
 from service.fhir.server import ServerSource
@@ -117,6 +119,30 @@ def limits_of(settings: Settings) -> Limits:
         read=settings.source_read_timeout,
         fetch=settings.source_budget,
         parallel=settings.source_parallel,
+    )
+
+
+def bulk_limits_of(settings: Settings) -> BulkLimits:
+    """Give the bounds on a Bulk Data export."""
+    usual = BulkLimits()
+    return BulkLimits(
+        job=settings.bulk_patience,
+        poll_most=settings.bulk_poll_ceiling,
+        busy=min(usual.busy, settings.bulk_patience),
+        parallel=settings.bulk_parallel,
+    )
+
+
+def build_bulk(settings: Settings, report: Callable[[str], None]) -> BulkClient:
+    """Build the client of the source's exports; raises ConfigurationError."""
+    assert settings.source is not None
+    return BulkClient(
+        settings.source,
+        build_auth(settings),
+        limits_of(settings),
+        bulk_limits_of(settings),
+        trusted=settings.bulk_trusted,
+        report=report,
     )
 
 

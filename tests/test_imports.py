@@ -36,7 +36,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.nightly", "service.storage"),
     ("service.config", "service.wiring"),
     # The use case itself is started from the command line, the web and the worker.
-    ("service.nightly.screen",),
+    ("service.nightly.screen", "service.nightly.bulk"),
     ("service.web", "service.cli", "service.__main__"),
 )
 # What evaluates a patient, and what is written of it.

@@ -22,6 +22,11 @@ SOURCE_SETTINGS: tuple[str, ...] = (
     *(setting.field for setting in SETTINGS if setting.field.startswith("source_")),
 )
 
+# What fetching an export needs.
+BULK_SETTINGS: tuple[str, ...] = tuple(
+    setting.field for setting in SETTINGS if setting.field.startswith("bulk_")
+)
+
 
 def settings_options(*names: str) -> Callable[[_F], _F]:
     """Add a flag per setting; a flag that isn't given leaves the environment in force."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from service.cli.evaluate import Day
-from service.cli.options import SOURCE_SETTINGS, complete_trial, settings_options
+from service.cli.options import BULK_SETTINGS, SOURCE_SETTINGS, complete_trial, settings_options
 from service.config import load_settings
 from service.errors import UsageError
 from service.nightly.model import Exit, Statement
@@ -71,7 +71,7 @@ Exit codes: 0 complete, 3 done but not complete (run.json says why), 1 failed, 2
     default=None,
     help="Processes that work at the same time.  [one per processor]",
 )
-@settings_options(*SOURCE_SETTINGS, "attestations", "store")
+@settings_options(*SOURCE_SETTINGS, *BULK_SETTINGS, "attestations", "store")
 def command(
     trials: tuple[str, ...],
     bulk: str | None,

@@ -9,9 +9,12 @@ Source: FHIR Bulk Data Access 2.0 and 3.0.
 
 from __future__ import annotations
 
+import contextlib
 import queue
+import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -59,6 +62,7 @@ _REFUSED = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _AS_JSON = {"Accept": "application/json"}
 _PROGRESS = 100
 _ACCIDENTS = 3
+_CODE = re.compile(r"[a-z-]{1,30}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,9 +159,10 @@ class BulkClient:
         """Export into a folder, taking up what was begun there; gives what is there then.
 
         An export that was finished there is given as it is; ``fresh`` does away with it, or
-        with a job that runs. Files that could not be fetched are problems, not errors.
-        Raises ConfigurationError when the server refuses, SourceError or SourceTimeout when
-        it fails (the job is taken up next time, unless the server lost it), NotWritten.
+        with a job that runs. Files that the server does not give are problems, not errors;
+        if it lost the job meanwhile, another is begun, once. Raises ConfigurationError when
+        the server refuses, SourceError or SourceTimeout when it fails or can't be reached
+        (the job is taken up next time, unless the server lost it), NotWritten.
         """
         asked = request.digest(self._base)
         if fresh:
@@ -165,28 +170,23 @@ class BulkClient:
         check_folder(folder, asked)
         job = load_job(folder)
         manifest = finished(folder)
-        if manifest is None and job is not None:
+        if manifest is None:
+            job = job or self._begin(request, asked, folder)
             try:
-                manifest = self._bring(job, folder)
+                manifest = self._bring(job, folder, last=False)
             except _JobGone:
                 # Jobs expire. Their files are of another moment than those of a new job.
                 self.abandon(folder)
-                job = None
-        if manifest is None:
-            job = self._begin(request, asked, folder)
-            manifest = self._bring(job, folder)
+                job = self._begin(request, asked, folder)
+                manifest = self._bring(job, folder, last=True)
         if job is not None:
             self._end(job, folder)
         return _export(folder, manifest)
 
     def abandon(self, folder: Path) -> None:
-        """Do away with an export in a folder, and with its job on the server.
-
-        A job that is only forgotten keeps some servers from doing another.
-        """
+        """Do away with an export in a folder, and with its job on the server."""
         job = load_job(folder)
-        if job is not None:
-            self._end(job, folder, forget=False)
+        self.call_off(folder)
         if job is None and finished(folder) is None:
             return
         for path in sorted(folder.iterdir()):
@@ -195,27 +195,40 @@ class BulkClient:
                 path.unlink()
         forget_job(folder)
 
+    def call_off(self, folder: Path) -> bool:
+        """Tell the server that a folder's job is over; False if it does not answer.
+
+        A job that is only forgotten keeps some servers from doing another.
+        """
+        job = load_job(folder)
+        return job is None or self._end(job, folder, forget=False)
+
+    def trusts(self, url: str) -> bool:
+        """Whether an address is of this server."""
+        return self._addresses.trusts(url)
+
     # Kick-off
 
     def _begin(self, request: BulkRequest, asked: str, folder: Path) -> Job:
         notes: list[str] = []
-        if not request.types:
-            request = replace(request, types=self._types())
-        form, poll = self._kick_off(Form(request), notes)
-        job = Job(asked, form.url(self._base), poll, notes, [])
+        wanted = request.types or ("Patient", *RECORD_TYPES)
+        offered = self._offered(wanted)
+        not_offered = [kind for kind in wanted if kind not in offered]
+        form, poll = self._kick_off(Form(replace(request, types=offered)), notes)
+        job = Job(asked, form.url(self._base), poll, notes, [], not_offered=not_offered)
         # Before the first question: a job that nobody knows of blocks the next one.
         save_job(folder, job)
         return job
 
-    def _types(self) -> tuple[str, ...]:
-        """Give the types that a record is made of, as far as the server has them."""
-        wanted = ("Patient", *RECORD_TYPES)
+    def _offered(self, wanted: tuple[str, ...]) -> tuple[str, ...]:
+        """Give those of the types that the server has; all if it doesn't say."""
+        reply = self._client.get(f"{self._base}/metadata", deadline=self._deadline())
         try:
-            reply = self._client.get(f"{self._base}/metadata", deadline=self._deadline())
             server = capabilities(reply.body)
         except SourceError:
             return wanted
-        return tuple(kind for kind in wanted if server.of(kind) is not None) or wanted
+        # Nobody can be searched for without Patients: a server that names none is asked.
+        return tuple(kind for kind in wanted if kind == "Patient" or server.of(kind) is not None)
 
     def _kick_off(self, form: Form, notes: list[str]) -> tuple[Form, str]:
         for _ in range(_KICK_OFFS):
@@ -322,18 +335,19 @@ class BulkClient:
 
     # Files
 
-    def _bring(self, job: Job, folder: Path) -> Json:
+    def _bring(self, job: Job, folder: Path, *, last: bool) -> Json:
         """Fetch all files of a job; gives the directory's manifest, which is written last.
 
-        Raises _JobGone, and SourceError also for a job that failed, which is given up.
+        Raises _JobGone (once files were fetched only if this isn't the ``last`` try), and
+        SourceError also for a job that failed, which is given up.
         """
         try:
-            return self._files(job, folder)
+            return self._files(job, folder, last=last)
         except _JobFailed:
             self.abandon(folder)
             raise
 
-    def _files(self, job: Job, folder: Path) -> Json:
+    def _files(self, job: Job, folder: Path, *, last: bool) -> Json:
         problems: dict[str, str] = {}
         whole = True
         total = 0
@@ -346,6 +360,8 @@ class BulkClient:
             save_job(folder, job)
             problems |= download.run()
             total += len(download.files)
+        if problems:
+            self._doubt(job, last=last)
         listed = [f"{name}: {problems[name]}" for name in sorted(problems)]
         if not whole:
             listed.append("a further manifest of the export could not be read")
@@ -355,6 +371,18 @@ class BulkClient:
         sync_folder(folder)
         write_safely(folder / MANIFEST, msgspec.json.encode(manifest))
         return manifest
+
+    def _doubt(self, job: Job, *, last: bool) -> None:
+        """Raise if files did not come because the server can't be reached, or lost the job.
+
+        What only the server's files lack is a gap in the export; a lost network is none, and
+        what was fetched already serves the next try.
+        """
+        reply, error = self._asked(Outgoing("GET", job.poll, _AS_JSON))
+        if reply is None:
+            raise error or SourceError("the FHIR server does not answer")
+        if reply.status in _GONE and not last:
+            raise _JobGone("the FHIR server no longer knows the export")
 
     def _pages(self, first: str) -> Iterator[tuple[str, Page | None]]:
         """Give the manifest and those it leads to; None for one that can't be read."""
@@ -423,23 +451,29 @@ class BulkClient:
 
     # The end
 
-    def _end(self, job: Job, folder: Path, *, forget: bool = True) -> None:
+    def _end(self, job: Job, folder: Path, *, forget: bool = True) -> bool:
         """Tell the server that its files may go; some allow no other export before."""
+        told = True
         try:
             self._send(Outgoing("DELETE", job.poll))
         except SourceError:
             # The files expire there by themselves.
             self._report("the server could not be told that the export is over")
+            told = False
         if forget:
             forget_job(folder)
+        return told
 
     # Requests to the server itself
 
     def _send(self, request: Outgoing) -> Reply:
-        """Send once with the token, wherever on the server the address lies."""
+        """Send once, wherever on the server the address lies; to it alone with the token."""
         parts = urlsplit(request.url)
         root = f"{parts.scheme}://{parts.netloc}"
-        client = Client(root, self._auth, self._transport, headers=self._headers)
+        # What was kept of a job may be of another server than the one asked now.
+        own = self._addresses.trusts(request.url)
+        auth, headers = (self._auth, self._headers) if own else (NoAuth(), {})
+        client = Client(root, auth, self._transport, headers=headers)
         return client.send(replace(request, attempts=1), self._deadline())
 
     def _own(self, url: str) -> str:
@@ -551,14 +585,34 @@ def _progress(reply: Reply | None) -> str:
 
 def _export(folder: Path, manifest: Json) -> Export:
     extension = manifest.get("extension", {})
+    reports = (folder / entry["url"] for entry in manifest["error"])
     return Export(
         folder,
         str(manifest["transactionTime"]),
         sum(len(manifest[section]) for section in ("output", "deleted", "error")),
         tuple(extension.get("problems", ())),
-        tuple(extension.get("notes", ())),
+        (*extension.get("notes", ()), *_remarks(reports)),
         tuple(folder / entry["url"] for entry in manifest["deleted"]),
     )
+
+
+def _remarks(reports: Iterable[Path]) -> Iterator[str]:
+    """Count what the server's reports hold that is no error, by the issues' codes.
+
+    Their texts may name patients. What can't be read is judged by the directory's reader.
+    """
+    codes: Counter[str] = Counter()
+    for path in reports:
+        with contextlib.suppress(OSError), path.open("rb") as file:
+            for line in file:
+                found = outcome(line)
+                for issue in found.issue if found is not None else ():
+                    if issue.severity in ("information", "success"):
+                        code = str(issue.code)
+                        codes[code if _CODE.fullmatch(code) else "other"] += 1
+    if codes:
+        listed = ", ".join(f"{code} {count}" for code, count in sorted(codes.items()))
+        yield f"the FHIR server's report on the export holds remarks: {listed}"
 
 
 class _Request(msgspec.Struct):

@@ -19,6 +19,7 @@ import msgspec
 
 from service.errors import ConfigurationError, UsageError
 from service.fhir.http import Reply
+from service.fhir.manifest import NOT_OFFERED_BY
 from service.fhir.resources import READ_TYPES
 
 MANIFEST = "manifest.json"
@@ -209,7 +210,10 @@ class File(msgspec.Struct):
 
 
 class Job(msgspec.Struct):
-    """A running export: all that a restarted process needs to take it up."""
+    """A running export: all that a restarted process needs to take it up.
+
+    ``not_offered``: types that were wanted, and that the server does not have.
+    """
 
     asked: str
     request: str
@@ -217,6 +221,7 @@ class Job(msgspec.Struct):
     notes: list[str]
     files: list[File]
     transaction_time: str | None = None
+    not_offered: list[str] = []
 
 
 def load_job(folder: Path) -> Job | None:
@@ -332,7 +337,11 @@ def local_manifest(job: Job, lost: frozenset[str], *, whole: bool) -> Json:
         "output": [],
         "deleted": [],
         "error": [],
-        "extension": {"asked": job.asked, "notes": job.notes},
+        "extension": {
+            "asked": job.asked,
+            "notes": job.notes,
+            NOT_OFFERED_BY: job.not_offered,
+        },
     }
     for file in job.files:
         entry: Json = {"url": file.name}

@@ -162,7 +162,7 @@ class Reply(NamedTuple):
     complete; ``narrowed`` what in its self link made the search less than whole, which
     ``whole`` turns into a problem. ``self_url`` and ``next_url`` join the pages of one
     search; ``total`` is what the server says it has, ``matches`` what the page holds.
-    ``place``: file and line.
+    ``place``: file and line. ``not_offered``: the server has no such type at all.
     """
 
     types: frozenset[str] | None = None
@@ -174,6 +174,7 @@ class Reply(NamedTuple):
     matches: int = 0
     place: str | None = None
     narrowed: str | None = None
+    not_offered: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -633,7 +634,8 @@ def problems_of(replies: Iterable[Reply], patients: Set[str]) -> list[Message]:
     for reply in replies:
         if reply.problem and (reply.patient is None or reply.patient in patients):
             kind = next(iter(reply.types)) if reply.types and len(reply.types) == 1 else None
-            found[Message("warning", "incomplete", reply.problem, kind, place=reply.place)] = None
+            code = "not-supported" if reply.not_offered else "incomplete"
+            found[Message("warning", code, reply.problem, kind, place=reply.place)] = None
     return list(found)
 
 
@@ -651,9 +653,12 @@ def readings_of(replies: Iterable[Reply], patients: Set[str]) -> dict[str, Readi
         failed = next((reply for reply in speaking if reply.problem), None)
         if failed is not None:
             where = f" ({failed.place})" if failed.place else ""
-            readings[kind] = Reading(complete=False, problem=f"{failed.problem}{where}")
+            problem = f"{failed.problem}{where}"
+            readings[kind] = Reading(False, problem, not_offered=failed.not_offered)
         elif not speaking:
             readings[kind] = Reading(complete=False, problem=NO_REPLY)
+        elif any(reply.not_offered for reply in speaking):
+            readings[kind] = Reading(not_offered=True)
         else:
             readings[kind] = Reading(assumed=True)
     return readings

@@ -25,6 +25,7 @@ _NO_DATA = (
     ".md", ".txt", ".log", ".csv", ".html", ".htm", ".yaml", ".yml", ".md5", ".sha256",
 )  # fmt: skip
 _NOTES = ("readme", "license", "licence")
+_LOST = ("incomplete", "required")
 _MESSAGES = 50
 _START = 256
 
@@ -87,13 +88,15 @@ class FileSource:
     def unread(self) -> tuple[Message, ...]:
         """Name what could not be read and may hold anybody's record, even a whole patient's."""
         index = self._index()
-        lost = [message for message in index.messages if message.code in ("incomplete", "required")]
+        # A type that the server lacks is no loss: what rests on it is unknown of everybody.
+        messages = (*problems_of(index.replies, set()), *index.messages)
+        lost = [message for message in messages if message.code in _LOST]
         for item in index.items(set()):
             # Nobody's and unreadable: a Patient among them is in no list of patients.
             if (kind := kind_of(item.raw)) in (None, "Patient"):
                 text = "a resource can't be read"
                 lost.append(Message("warning", "incomplete", text, kind, place=item.place))
-        return _first(tuple(dict.fromkeys((*problems_of(index.replies, set()), *lost))))
+        return _first(tuple(dict.fromkeys(lost)))
 
     def _index(self) -> Index:
         with self._lock:
@@ -107,7 +110,7 @@ class FileSource:
         unread = {path for path in paths if path != self._path and not _readable(path)}
         if len(unread) == len(paths):
             raise SourceError(f"no FHIR files (.json, .ndjson, .gz) in {self._path.name}")
-        index = Index(self._path, self._site.harmless_outcomes)
+        index = Index(self._path, self._site)
         for path in paths:
             if path in unread:
                 index.add_unread(path)

@@ -34,6 +34,7 @@ from service.fhir.contents import Content, Place, Places, Unpacked, plain_name
 from service.fhir.manifest import Manifest, judge, read_manifest
 from service.fhir.record import Item, Message
 from service.fhir.resources import READ_TYPES, Reference, Unreadable, decode
+from service.fhir.source import SiteSearch
 
 _LINE_LIMIT = 64 * 1024 * 1024
 _DOCUMENT_LIMIT = 1024 * 1024 * 1024
@@ -61,9 +62,10 @@ class Index:
     order of the files; ``merged_away`` those replaced by another.
     """
 
-    def __init__(self, root: Path, harmless: frozenset[str]) -> None:
+    def __init__(self, root: Path, site: SiteSearch) -> None:
         self._root = root if root.is_dir() else root.parent
-        self._harmless = harmless
+        self._site = site
+        self._harmless = site.harmless_outcomes
         self._names: list[str] = []
         self._contents: list[Content] = []
         self._unpacked = Unpacked()
@@ -271,7 +273,7 @@ class Index:
         files: dict[str, dict[str, int]] = {}
         for name, counts in zip(self._names, self._counts, strict=True):
             files[plain_name(PurePosixPath(name).name)] = counts
-        self.replies = [*whole(self.replies), *judge(self._manifests, files)]
+        self.replies = [*whole(self.replies), *judge(self._manifests, files, self._site)]
         self._name_patients()
         self._link_patients()
         unowned = 0
@@ -394,6 +396,12 @@ def subject_key(reference: Reference | None) -> str:
         return _HISTORY.sub("", reference.reference)
     found = reference.identifier
     return _identifier_key(found.system, found.value) if found and found.value else ""
+
+
+def names_of(head: Head) -> tuple[str, ...]:
+    """List what names a resource's patient: reference, identifier, those of a contained one."""
+    whose = _whose(head)
+    return tuple(name for name in (whose.reference, whose.identifier, *whose.inside) if name)
 
 
 def _whose(head: Head) -> Whose:

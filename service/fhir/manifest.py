@@ -15,6 +15,10 @@ import msgspec
 from service.fhir.bundles import RECORD_TYPES, Reply
 from service.fhir.contents import plain_name
 from service.fhir.resources import READ_TYPES
+from service.fhir.source import NOT_OFFERED, SiteSearch
+
+# Where a manifest that this service writes names the types that the server lacks.
+NOT_OFFERED_BY = "eligibilityNotOffered"
 
 
 class _Output(msgspec.Struct, frozen=True):
@@ -35,6 +39,7 @@ class _Manifest(msgspec.Struct, frozen=True, rename="camel"):
     outcome: tuple[_Output, ...] = ()
     link: tuple[_Link, ...] = ()
     deleted: Any = None
+    extension: Any = None
 
 
 class Output(NamedTuple):
@@ -50,7 +55,8 @@ class Manifest(NamedTuple):
 
     ``types``: what the request's ``_type`` names, None if it names none. ``narrowed``: per
     type, or None for all, what else in the request left resources out. ``partial``: there
-    is a further manifest. ``base``: the server's base URL.
+    is a further manifest. ``base``: the server's base URL. ``not_offered``: types that the
+    server lacks, as whoever fetched the export noted.
     """
 
     place: str
@@ -60,6 +66,7 @@ class Manifest(NamedTuple):
     errors: tuple[Output, ...]
     partial: bool
     base: str | None
+    not_offered: frozenset[str] = frozenset()
 
 
 _DECODER = msgspec.json.Decoder(_Manifest)
@@ -80,7 +87,15 @@ def read_manifest(raw: bytes, place: str) -> Manifest | None:
         tuple(_outputs((*found.error, *found.outcome))),
         any(link.relation == "next" for link in found.link),
         base,
+        _not_offered(found.extension),
     )
+
+
+def _not_offered(extension: object) -> frozenset[str]:
+    # A server's own extensions may be of any form; version 4 has a list of them.
+    listed = extension.get(NOT_OFFERED_BY) if isinstance(extension, dict) else None
+    names = listed if isinstance(listed, list) else ()
+    return frozenset(name for name in names if isinstance(name, str))
 
 
 def _outputs(listed: Iterable[_Output]) -> Iterator[Output]:
@@ -127,20 +142,36 @@ def _base(scheme: str, netloc: str, path: str) -> str | None:
     return f"{scheme}://{netloc}{'/'.join(steps)}"
 
 
-def judge(manifests: Iterable[Manifest], files: Mapping[str, Mapping[str, int]]) -> list[Reply]:
+def judge(
+    manifests: Iterable[Manifest],
+    files: Mapping[str, Mapping[str, int]],
+    site: SiteSearch | None = None,
+) -> list[Reply]:
     """Tell what the exports leave out.
 
     ``files``: per file on disk (its name without folder and ``.gz``) how many resources of
-    each type it holds. A type counts as asked for if any manifest's request names it.
+    each type it holds. A type counts as asked for if any manifest's request names it. One
+    that the server lacks is judged as in a live search: ``site`` says what that means.
     """
     listed = list(manifests)
     problems: list[Reply] = []
     restricted = [manifest.types for manifest in listed if manifest.types is not None]
+    absent = frozenset(RECORD_TYPES).difference(*restricted) if restricted else frozenset()
+    if len(restricted) < len(listed):
+        # One that names no types may hold any, unless its server lacks the type.
+        absent = frozenset(RECORD_TYPES)
+    lacking = absent.intersection(*(manifest.not_offered for manifest in listed))
+    held = {kind for counts in files.values() for kind, count in counts.items() if count}
+    for kind in sorted(lacking - held) if listed else ():
+        none_kept = site is not None and site.none_kept(kind)
+        problem = None if none_kept else NOT_OFFERED
+        problems.append(Reply(types=frozenset((kind,)), problem=problem, not_offered=True))
     if restricted and len(restricted) == len(listed):
-        left_out = frozenset(RECORD_TYPES).difference(*restricted)
-        problems.append(
-            Reply(types=left_out, problem="not in the export's _type", place=listed[0].place)
-        )
+        left_out = absent - (lacking - held)
+        if left_out:
+            problems.append(
+                Reply(types=left_out, problem="not in the export's _type", place=listed[0].place)
+            )
     for manifest in listed:
         problems.extend(_problems(manifest, files))
     return problems

@@ -17,7 +17,7 @@ import msgspec
 
 from service.errors import SourceError
 from service.fhir.bundles import narrows
-from service.fhir.source import SiteSearch
+from service.fhir.source import NOT_OFFERED, SiteSearch
 
 URL_LIMIT = 2000
 _VERSIONS = ("4.0", "4.3")
@@ -35,8 +35,6 @@ _INCLUDES = {
     "MedicationDispense": "medication",
     "ResearchSubject": "study",
 }
-# Meanings of a type's absence in the site file that make it complete.
-_NONE_KEPT = frozenset({"complete", "none-kept"})
 # The categories of FHIR's own value set, for a server that demands one while the site file
 # names none.
 OBSERVATION_CATEGORIES = (
@@ -211,9 +209,9 @@ def plan_type(
     if ability is None:
         return TypePlan(
             kind,
-            problem="the FHIR server does not offer this resource type",
+            problem=NOT_OFFERED,
             not_offered=True,
-            none_kept=site.not_offered.get(kind) in _NONE_KEPT,
+            none_kept=site.none_kept(kind),
         )
     if not ability.searchable:
         return TypePlan(kind, problem="the FHIR server offers no search for this resource type")

@@ -13,6 +13,10 @@ from typing import Protocol
 from service.errors import PatientUnreadable, UnknownPatient
 from service.fhir.record import Item, Message, PatientRecord, Pool, Reading
 
+NOT_OFFERED = "the FHIR server does not offer this resource type"
+# Meanings of a type's absence in the site file that make it complete.
+_NONE_KEPT = frozenset({"complete", "none-kept"})
+
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
@@ -114,3 +118,7 @@ class SiteSearch:
     codes_per_search: int = 40
     page_size: int = 200
     results_in_components: bool = True
+
+    def none_kept(self, kind: str) -> bool:
+        """Tell whether the site says of a type it lacks that no such records are kept at all."""
+        return self.not_offered.get(kind) in _NONE_KEPT

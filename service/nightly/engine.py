@@ -29,7 +29,7 @@ from service.fhir.bundles import NO_REPLY, RECORD_TYPES, Reply, head_of, reading
 from service.fhir.index import subject_key
 from service.fhir.manifest import judge
 from service.fhir.record import Item, Message
-from service.fhir.source import Fetched, record_of
+from service.fhir.source import Fetched, SiteSearch, record_of
 from service.nightly.directory import Entry, Place, Unit, listing, units_of
 from service.nightly.model import Failure, Outcome, Reject, SearchFailed, TypeCount
 from service.nightly.partition import (
@@ -104,7 +104,7 @@ class Searched:
     """What a search found, before it is written.
 
     ``outcomes`` can be gone through as often as needed, sorted by patient, then in the
-    order of the trials.
+    order of the trials. ``problems`` make the search incomplete, ``notes`` do not.
     """
 
     outcomes: Callable[[], Iterator[Outcome]]
@@ -117,6 +117,7 @@ class Searched:
     members: int
     evaluated: int
     bytes: int
+    notes: tuple[str, ...] = ()
 
 
 class Loader(Protocol):
@@ -513,9 +514,17 @@ class Engine:
         founds = self.evaluated(loader, "evaluate")
         return self.searched(loader, "evaluate", founds, seen=seen)
 
-    def search_directory(self, root: Path, harmless: frozenset[str] = frozenset()) -> Searched:
-        """Search a directory of files; raises SourceError, SearchFailed."""
-        return _DirectorySearch(self, root, harmless).run()
+    def search_directory(
+        self,
+        root: Path,
+        harmless: frozenset[str] = frozenset(),
+        site: SiteSearch | None = None,
+    ) -> Searched:
+        """Search a directory of files; raises SourceError, SearchFailed.
+
+        ``site`` says what it means if an export's server lacks a type.
+        """
+        return _DirectorySearch(self, root, harmless, site).run()
 
     def steps(
         self,
@@ -565,6 +574,7 @@ class Engine:
         seen: int,
         rejects: Sequence[Reject] = (),
         problems: Sequence[str] = (),
+        notes: Sequence[str] = (),
         types: Mapping[str, TypeCount] | None = None,
         size: int = 0,
     ) -> Searched:
@@ -591,6 +601,7 @@ class Engine:
             members=sum(found.members for found in founds),
             evaluated=sum(found.members - found.failed for found in founds),
             bytes=size,
+            notes=tuple(dict.fromkeys(notes)),
         )
 
 
@@ -636,10 +647,22 @@ def merged(paths: Sequence[Path], order: Mapping[str, int]) -> Iterator[Outcome]
         yield from heapq.merge(*readers, key=lambda each: (each.patient, order[each.trial]))
 
 
+def _strangers(population: Population) -> Iterator[str]:
+    """Say how many may have the disease of whom there is no Patient to evaluate."""
+    if population.strangers:
+        yield (
+            f"Patient: {population.strangers} whom records of the diagnosis name are not in the "
+            "source, and could not be evaluated"
+        )
+
+
 class _DirectorySearch:
     """One search of a directory, step by step."""
 
-    def __init__(self, engine: Engine, root: Path, harmless: frozenset[str]) -> None:
+    def __init__(
+        self, engine: Engine, root: Path, harmless: frozenset[str], site: SiteSearch | None
+    ) -> None:
+        self.site = site
         self.engine = engine
         self.work = engine.work
         self.root = root
@@ -734,7 +757,7 @@ class _DirectorySearch:
                 for kind, count in holds.items():
                     counts[kind] = counts.get(kind, 0) + count
         manifests = [manifest for each in routed for manifest in each.manifests]
-        return [*whole(replies), *judge(manifests, files)]
+        return [*whole(replies), *judge(manifests, files, self.site)]
 
     def _reply(self, lost: Lost, before: Mapping[tuple[int, int], int]) -> Reply | None:
         if lost.problem == UNREADABLE:
@@ -783,7 +806,8 @@ class _DirectorySearch:
             founds,
             seen=population.seen,
             rejects=self._rejects(routed, before),
-            problems=list(self._problems(replies, wanted)),
+            problems=[*_strangers(population), *self._problems(replies, wanted)],
+            notes=list(self._notes(replies, wanted)),
             types=self._types(routed, referred),
             size=sum(each.bytes for each in routed),
         )
@@ -853,10 +877,19 @@ class _DirectorySearch:
 
     def _problems(self, replies: Sequence[Reply], wanted: set[str]) -> Iterator[str]:
         for reply in replies:
+            if reply.not_offered:
+                continue
             if reply.problem and (reply.types is None or reply.types & wanted):
-                kinds = "" if reply.types is None else f"{', '.join(sorted(reply.types))}: "
+                named = sorted(reply.types & wanted) if reply.types is not None else ()
+                kinds = f"{', '.join(named)}: " if named else ""
                 where = f" ({reply.place})" if reply.place else ""
                 yield f"{kinds}{reply.problem}{where}"
+
+    def _notes(self, replies: Sequence[Reply], wanted: set[str]) -> Iterator[str]:
+        """Say which types the server lacks: nothing was lost, but nothing is proven of them."""
+        for reply in replies:
+            if reply.not_offered and reply.problem and reply.types and reply.types & wanted:
+                yield f"{', '.join(sorted(reply.types))}: {reply.problem}"
 
     def _types(self, routed: Sequence[Routed], referred: Mapping[str, int]) -> dict[str, TypeCount]:
         counts: dict[str, Counted] = {}

@@ -180,7 +180,8 @@ class Statement:
     ``problems`` say, without patient data, why the search is not complete. ``started`` and
     ``finished`` are instants in ISO form, ``seconds`` what all attempts took together;
     ``rates`` by name (``bytesPerSecond``, ``patientsPerSecond``); ``resumed`` how often
-    the run was taken up again.
+    the run was taken up again. ``notes``: what the source can't give or did otherwise than
+    asked, without anything being lost (a type it does not have).
     """
 
     source: str
@@ -203,6 +204,7 @@ class Statement:
     bulk: str | None = None
     cohort: str | None = None
     resumed: int = 0
+    notes: tuple[str, ...] = ()
 
     @property
     def exit(self) -> Exit:

@@ -18,7 +18,7 @@ from typing import BinaryIO, NamedTuple
 import msgspec
 
 from service.fhir.bundles import Head, Reply, head_of
-from service.fhir.index import subject_key
+from service.fhir.index import names_of, subject_key
 from service.fhir.manifest import Manifest
 from service.fhir.record import Item, Message, Reading
 from service.fhir.resources import READ_TYPES, Unreadable, decode
@@ -312,6 +312,10 @@ class Route(Reader[RouteLine]):
         else:
             name = subject_key(head.owner())
             owner = self.population.owner(name)
+            if owner is None and not name.startswith("Patient/"):
+                # By what else it names its patient: an identifier, or one of a contained one.
+                owners = map(self.population.owner, names_of(head)[1:])
+                owner = next((found for found in owners if found is not None), None)
         if owner is None:
             self._foreign(counted, kind, name, raw, place, full_url)
             return

@@ -20,7 +20,7 @@ import msgspec
 from service.criteria.model import Result, Verdict, walk
 from service.criteria.trial import Criterion, Trial
 from service.fhir.bundles import Head, PatientHead, Reply, base_of, patient_head
-from service.fhir.index import kind_in, subject_key
+from service.fhir.index import kind_in, names_of, subject_key
 from service.fhir.manifest import Manifest
 from service.fhir.resources import (
     READ_TYPES,
@@ -154,13 +154,18 @@ class Named(NamedTuple):
     links: tuple[tuple[str, str], ...]
 
 
+# Between the names of one patient in one record; no name holds it.
+_OR = "\n"
+
+
 class Scanned(msgspec.Struct):
     """What the first pass found in a unit (kept as its checkpoint).
 
-    ``named``: whom records that may bear on the diagnosis name; ``doubtful``: whom
-    unreadable ones name that may be nobody's; ``everyone``: one of those names nobody, so
-    that it may be anyone's. ``spoken``: patients of whom a Bundle of their own claims that
-    such records were read completely; ``spoken_of_all``: something claims it of everybody.
+    ``named``: whom records that may bear on the diagnosis name, by one name or by several
+    (joined by ``_OR``); ``doubtful``: whom unreadable ones name that may be nobody's;
+    ``everyone``: one of those names nobody, so that it may be anyone's. ``spoken``: patients
+    of whom a Bundle of their own claims that such records were read completely;
+    ``spoken_of_all``: something claims it of everybody.
     """
 
     named: list[str] = []
@@ -238,9 +243,10 @@ class Scan(Reader[ScanLine]):
         fields = _FIELDS.decode(raw)
         if not self.interest.named(fields.code, fields.extension, kind):
             return
+        names = names_of(head)
+        if names:
+            self.named.add(_OR.join(names))
         name = subject_key(head.owner())
-        if name:
-            self.named.add(name)
         if not name.startswith("Patient/") and self.interest.unreadable(raw, kind):
             self.doubtful.add(name)
 
@@ -311,7 +317,8 @@ class Population:
     ``owners``: every such name to the number of a key in ``keys``; ``group_of``: per key the
     number of its group (patients merged with each other), ``groups`` the keys of each;
     ``asked``: per group the patients to evaluate, those merged away left out. ``seen``:
-    Patients of the source; ``everyone``: nobody could be left out.
+    Patients of the source; ``everyone``: nobody could be left out. ``strangers``: how many
+    records that bear on the diagnosis name of whom the source has no Patient.
     """
 
     owners: Mapping[str, int]
@@ -322,6 +329,7 @@ class Population:
     bases: tuple[str, ...]
     seen: int
     everyone: bool
+    strangers: int = 0
 
     def owner(self, name: str) -> int | None:
         """Give the number of the key that a name stands for; None if it is nobody's here."""
@@ -363,7 +371,12 @@ def resolve(
     """
     bases = tuple(sorted({base for scan in scans for base in scan.bases}))
     everyone = everyone or any(scan.everyone for scan in scans)
-    qualified = {local(name, bases) for scan in scans for name in scan.named}
+    records = {
+        tuple(local(name, bases) for name in names.split(_OR))
+        for scan in scans
+        for names in scan.named
+    }
+    qualified = {name for names in records for name in names}
     doubtful = {local(name, bases) for scan in scans for name in scan.doubtful}
     spoken_of_all = spoken_of_all or any(scan.spoken_of_all for scan in scans)
     spoken = {name for scan in scans for name in scan.spoken}
@@ -410,7 +423,18 @@ def resolve(
         bases=bases,
         seen=seen - len(merged_away),
         everyone=everyone,
+        strangers=sum(
+            all(name not in aliases and key_of(name) not in numbers for name in names)
+            and any(map(_may_be_patient, names))
+            for names in records
+        ),
     )
+
+
+def _may_be_patient(name: str) -> bool:
+    """Tell whether a name may be a Patient's: not if it shows another type."""
+    kind = name.rpartition("/")[0].rpartition("/")[2]
+    return kind == "Patient" or not (kind.isalpha() and kind[0].isupper())
 
 
 def _asked(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -11,21 +13,22 @@ from pathlib import Path
 from service import __version__
 from service.config import Settings
 from service.criteria.trial import Trial
-from service.errors import UsageError
-from service.fhir.bulk import BulkClient, BulkRequest
+from service.errors import ConfigurationError, UsageError
+from service.nightly.bulk import EXPORT, bulk_request, call_off, exported, with_export
 from service.nightly.directory import listing
 from service.nightly.engine import Engine, Evaluation, Progress, Searched
 from service.nightly.model import RunSpec, SearchFailed, Statement
-from service.nightly.work import Work, fingerprint, write_whole
+from service.nightly.work import Work, clear_parts, fingerprint, write_whole
 from service.results.report import Change
 from service.results.search import output_files
 from service.screening import Screening
 from service.storage.materials import ATTESTATIONS, SITE, digest_of, materials_of
 from service.storage.store import Store, Writer
-from service.wiring import build_auth, build_screening, limits_of, mappings_dir
+from service.wiring import build_screening, mappings_dir
 
 # Raised when the form of what is kept in the working folder changes.
 _FORM = 1
+_VERDICTS = "verdicts.ndjson"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +67,8 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
         raise UsageError("--bulk and --cohort are for a server; a directory is searched whole")
     if request.engine != "local":
         raise UsageError(f"the engine {request.engine!r} is not available here")
+    if request.bulk is not None:
+        bulk_request(request.bulk, ())  # Another value is wrong usage before anything is done.
     screening = build_screening(settings)
     materials = materials_of(mappings_dir(settings), settings.site, settings.attestations)
     spec = RunSpec(
@@ -81,8 +86,8 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
         request.as_of,
         keep_records=request.store is not None,
     )
+    _make(request.output)
     try:
-        request.output.mkdir(parents=True, exist_ok=True)
         with Work(request.output).locked() as work, ExitStack() as stack:
             writer = None
             if request.store is not None:
@@ -91,9 +96,29 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
             search = _Search(settings, request, spec, evaluation, work, progress)
             return search.run(writer, materials)
     except OSError as error:
-        # A full disk, a lost folder: what was done stays, and the same command goes on.
+        raise SearchFailed(_stopped(error)) from error
+
+
+def _make(output: Path) -> None:
+    """Make the output folder; raises ConfigurationError if nothing can be written there."""
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=output):
+            pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO):
+            raise SearchFailed(_stopped(error)) from error
         reason = error.strerror or type(error).__name__
-        raise SearchFailed(f"the search could not go on: {reason}") from error
+        raise ConfigurationError(
+            f"nothing can be written to the folder {output} ({reason}): choose another with "
+            "--output"
+        ) from error
+
+
+def _stopped(error: OSError) -> str:
+    # What was done stays, and the same command goes on.
+    reason = error.strerror or type(error).__name__
+    return f"the search could not go on ({reason}); the same command takes it up again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +133,7 @@ class _Search:
     progress: Progress
 
     def run(self, writer: Writer | None, materials: Mapping[str, bytes]) -> Statement:
-        self.work.begin(fingerprint(self._asked()), fresh=self.request.fresh)
+        self.work.begin(fingerprint(self._asked()), fresh=self.request.fresh, leaving=self._leaving)
         opened = None
         if writer is not None:
             opened = writer.begin(self.spec, key=self.work.key, materials=materials)
@@ -145,31 +170,26 @@ class _Search:
 
     def _searched(self) -> Searched:
         engine = Engine(self.evaluation, self.work, self.request.workers, self.progress)
-        harmless = self.evaluation.screening.site.search.harmless_outcomes
+        site = self.evaluation.screening.site.search
+        harmless = site.harmless_outcomes
         source = self.settings.source
         assert source is not None
         if "://" not in source:
-            return engine.search_directory(Path(source), harmless)
+            return engine.search_directory(Path(source), harmless, site)
         if self.request.bulk is not None:
-            return engine.search_directory(self._exported(), harmless)
+            request = bulk_request(self.request.bulk, self.evaluation.trials)
+            folder = self.work.path(f"{EXPORT}/manifest.json").parent
+            export = exported(self.settings, request, folder, self._report)
+            return with_export(engine.search_directory(folder, harmless, site), export)
         raise UsageError("say how to search the server: --bulk system, or --cohort")
 
-    def _exported(self) -> Path:
-        """Have the server export, and bring the files here."""
-        assert self.settings.source is not None
-        assert self.request.bulk is not None
-        folder = self.work.path("export/manifest.json").parent
-        client = BulkClient(
-            self.settings.source,
-            build_auth(self.settings),
-            limits_of(self.settings),
-            report=lambda text: self.progress(text, 0, 0),
-        )
-        try:
-            client.export(BulkRequest(self.request.bulk), folder)
-        finally:
-            client.close()
-        return folder
+    def _report(self, text: str) -> None:
+        self.progress(text, 0, 0)
+
+    def _leaving(self, folder: Path) -> None:
+        """Call off the export of a search that is given up: servers do one at a time."""
+        needed = self.request.bulk is not None
+        call_off(self.settings, folder / EXPORT, self._report, needed=needed)
 
     def _write(
         self, searched: Searched, statement: Statement, changes: Iterable[Change] | None
@@ -180,11 +200,13 @@ class _Search:
         def lines() -> Iterator[bytes]:
             return (outcome.line for outcome in searched.outcomes())
 
-        write_whole(output / "verdicts.ndjson", (line + b"\n" for line in lines()))
+        clear_parts(output / _VERDICTS)
+        write_whole(output / _VERDICTS, (line + b"\n" for line in lines()))
         files = output_files(
             statement, lines, searched.rejects, changes, self.settings.canonical_base
         )
         for name, parts in files:
+            clear_parts(output / name)
             write_whole(output / name, parts)
 
 
@@ -218,6 +240,7 @@ def stated(spec: RunSpec, trials: Sequence[Trial], searched: Searched, work: Wor
         bulk=spec.bulk,
         cohort=spec.cohort,
         resumed=work.resumed,
+        notes=searched.notes,
     )
 
 

@@ -14,7 +14,7 @@ import secrets
 import shutil
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,6 +29,7 @@ if sys.platform != "win32":
 
 _NAME = ".work"
 _LOCK = ".lock"
+_ATTEMPTS = "attempts.json"
 _PATIENCE = 10.0
 _T = TypeVar("_T")
 
@@ -55,6 +56,13 @@ def write_whole(path: Path, parts: Iterable[bytes | bytearray | memoryview]) -> 
             beside.unlink()
         raise
     flush_folder(path.parent)
+
+
+def clear_parts(path: Path) -> None:
+    """Remove what writers of a file left beside it that were killed; none may be at work."""
+    for beside in path.parent.glob(f".{path.name}.*"):
+        if beside.name.rpartition(".")[2].isdecimal():
+            beside.unlink(missing_ok=True)
 
 
 def flush_folder(folder: Path) -> None:
@@ -142,12 +150,24 @@ class Work:
             os.close(self._lock)
             self._lock = None
 
-    def begin(self, print_: str, *, fresh: bool = False) -> None:
-        """Take up the search of this fingerprint, or begin it; others' leftovers are removed."""
+    def begin(
+        self,
+        print_: str,
+        *,
+        fresh: bool = False,
+        leaving: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        """Take up the search of this fingerprint, or begin it; others' leftovers are removed.
+
+        ``leaving`` gets the folder of each search before it is removed.
+        """
         folder = self._root / print_
-        for entry in self._root.iterdir():
-            if entry.is_dir() and (fresh or entry != folder):
-                shutil.rmtree(entry)
+        for entry in sorted(self._root.iterdir()):
+            # One that doesn't say which search it was is what an end that was cut short left.
+            known_one = entry == folder and (entry / _ATTEMPTS).exists()
+            if entry.is_dir() and (fresh or not known_one):
+                leaving(entry)
+                _remove(entry)
         folder.mkdir(exist_ok=True)
         self._folder = folder
         known = self.load("attempts", _Attempts)
@@ -195,10 +215,18 @@ class Work:
     def end(self) -> None:
         """Remove what was kept, when all outputs are written."""
         if self._folder is not None:
-            # What says which search this was goes first: the rest is nobody's then.
-            self.path("attempts.json").unlink(missing_ok=True)
-            shutil.rmtree(self._folder, ignore_errors=True)
+            with contextlib.suppress(OSError):
+                _remove(self._folder)
             self._folder = None
+
+
+def _remove(folder: Path) -> None:
+    """Remove a search's folder; cut short, what is left of it is nobody's."""
+    # What says which search this was goes first, and is gone whatever happens then: steps of
+    # which only a part is left must not be taken for done.
+    (folder / _ATTEMPTS).unlink(missing_ok=True)
+    flush_folder(folder)
+    shutil.rmtree(folder)
 
 
 class _Attempts(msgspec.Struct):

@@ -173,6 +173,8 @@ def _state(statement: Statement) -> Iterator[str]:
         yield '<div class="state lacking"><p><strong>The search was not complete:</strong> '
         yield "patients or records may be missing below.</p>"
         yield _list(_lacking(statement)) + "</div>"
+    if statement.notes:
+        yield '<p class="dim">Of the source:</p>' + _list(statement.notes)
     yield _figures(
         ("patients seen", statement.patients_seen),
         ("in the population", statement.in_population),

@@ -33,6 +33,7 @@ def statement_json(statement: Statement) -> Json:
     return {
         "complete": statement.complete,
         "problems": list(statement.problems),
+        "notes": list(statement.notes),
         "source": statement.source,
         "bulk": statement.bulk,
         "cohort": statement.cohort,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -63,6 +63,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         headers = {name.lower(): value for name, value in self.headers.items()}
         seen = Seen(method, parts.path, parse_qs(parts.query), headers, body)
+        if self.server.down:
+            self.close_connection = True
+            return
         with self.server.lock:
             self.server.seen.append(seen)
             faults = self.server.faults.get(f"{method} {parts.path}")
@@ -88,7 +91,8 @@ class Handler(BaseHTTPRequestHandler):
 class BulkServer(ThreadingHTTPServer):
     """Answers a kick-off, polls, manifests and files; faults come first, each once.
 
-    ``faults``: by method and path, in the order in which they are to happen.
+    ``faults``: by method and path, in the order in which they are to happen. ``metadata``:
+    its CapabilityStatement; without one it has none. ``down``: it hangs up on everybody.
     """
 
     daemon_threads = True
@@ -101,6 +105,8 @@ class BulkServer(ThreadingHTTPServer):
         self.seen: list[Seen] = []
         self.faults: dict[str, list[Fault]] = {}
         self.files = {"/files/1": ndjson(PATIENTS), "/files/2": ndjson(RESULTS)}
+        self.metadata: dict[str, Any] | None = None
+        self.down = False
         self.pending = 1
         self.jobs: list[str] = []
         self.manifest: dict[str, Any] = {
@@ -121,6 +127,8 @@ class BulkServer(ThreadingHTTPServer):
             job = f"/status/{len(self.jobs) + 1}"
             self.jobs.append(job)
             handler.reply(202, Content_Location=f"{self.root}{job}")
+        elif seen.path == "/fhir/metadata" and self.metadata is not None:
+            handler.reply(200, json.dumps(self.metadata).encode())
         elif seen.path in self.jobs:
             self._job(handler, seen)
         elif seen.path in self.manifests:
@@ -139,6 +147,22 @@ class BulkServer(ThreadingHTTPServer):
             handler.reply(202, X_Progress="half", Retry_After="0")
         else:
             handler.reply(200, json.dumps(self.manifest).encode())
+
+    def hold(self, resources: Iterable[Any], *, each: int = 50, counts: bool = True) -> None:
+        """Let the export be of these resources: files of one type, ``each`` in a file."""
+        by_type: dict[str, list[Any]] = {}
+        for resource in resources:
+            by_type.setdefault(resource["resourceType"], []).append(resource)
+        self.files = {}
+        output = []
+        for kind, found in by_type.items():
+            for start in range(0, len(found), each):
+                path = f"/files/{len(self.files) + 1}"
+                part = found[start : start + each]
+                self.files[path] = ndjson(part)
+                entry = {"type": kind, "url": f"{self.root}{path}"}
+                output.append({**entry, "count": len(part)} if counts else entry)
+        self.manifest["output"] = output
 
     def fail(self, what: str, *faults: Fault, times: int = 1) -> None:
         """Let requests (``GET /files/1``) go wrong, one after the other."""

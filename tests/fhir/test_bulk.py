@@ -30,7 +30,8 @@ from service.fhir.bulk import (
 )
 from service.fhir.download import Addresses, NotWritten
 from service.fhir.files import FileSource
-from service.fhir.source import Wanted
+from service.fhir.record import Reading
+from service.fhir.source import NOT_OFFERED, SiteSearch, Wanted
 from tests.faults import QUICK, capability, cut, cut_chunked, outcome, reset, silent
 from tests.fhir.bulkserver import (
     PATIENTS,
@@ -173,6 +174,33 @@ def test_without_types_what_a_record_is_made_of_is_asked_for(
     assert server.asked("GET", "/fhir/$export")[0].query["_type"] == ["Patient,Observation"]
 
 
+def test_a_type_that_the_server_lacks_is_not_asked_for_and_read_as_not_offered(
+    server: BulkServer, tmp_path: Path
+) -> None:
+    server.metadata = capability({"Patient": [], "Observation": []})
+    request = BulkRequest("system", (*SYSTEM.types, "AdverseEvent", "Consent"))
+    assert export(server, tmp_path / "e", request).notes == ()
+    assert server.asked("GET", "/fhir/$export")[0].query["_type"] == ["Patient,Observation"]
+    site = SiteSearch(not_offered={"Consent": "none-kept"})
+    found = FileSource(tmp_path / "e", site).fetch("p1", Wanted({})).readings
+    assert found["AdverseEvent"] == Reading(False, NOT_OFFERED, not_offered=True)
+    assert found["Consent"] == Reading(not_offered=True)
+    assert not found["Procedure"].complete
+    assert not found["Procedure"].not_offered
+    # What was not asked for is a gap of the files; what the server lacks is none.
+    unread = FileSource(tmp_path / "e").unread()
+    assert not any(message.type == "AdverseEvent" for message in unread)
+
+
+def test_a_server_that_says_nothing_of_itself_is_asked_for_everything(
+    server: BulkServer, tmp_path: Path
+) -> None:
+    request = BulkRequest("system", (*SYSTEM.types, "Consent"))
+    export(server, tmp_path / "e", request)
+    assert server.asked("GET", "/fhir/$export")[0].query["_type"] == ["Patient,Observation,Consent"]
+    assert "Consent" not in incomplete(tmp_path / "e")
+
+
 # Kick-off
 
 
@@ -263,10 +291,14 @@ def test_a_kick_off_without_an_address_is_no_kick_off(server: BulkServer, tmp_pa
 @responses.activate
 @pytest.mark.parametrize("poll", ["https://evil.example/status", "https://u:p@fhir.example.org/x"])
 def test_a_job_at_another_address_never_gets_the_token(tmp_path: Path, poll: str) -> None:
+    responses.get(f"{BASE}/metadata", status=404)
     responses.get(f"{BASE}/$export", status=202, headers={"Content-Location": poll})
     with pytest.raises(SourceError if "@" in poll else ConfigurationError):
         client(BASE, lookup=_public).export(SYSTEM, tmp_path / "e")
-    assert len(responses.calls) == 1
+    assert [call.request.url.split("?")[0] for call in responses.calls] == [
+        f"{BASE}/metadata",
+        f"{BASE}/$export",
+    ]
 
 
 @responses.activate
@@ -445,6 +477,21 @@ def test_a_killed_process_is_followed_by_one_that_takes_up_the_same_job(
     assert len(server.asked("GET", "/fhir/$export")) == 1
     assert len(server.asked("GET", "/files/1")) <= 2
     assert_whole(tmp_path / "e")
+
+
+def test_files_that_a_lost_network_kept_away_are_left_to_the_next_try(
+    server: BulkServer, tmp_path: Path
+) -> None:
+    server.pending = 0
+    server.fail("GET /files/2", cut, times=BULK.attempts)
+    server.fail("GET /status/1", status(200, json.dumps(server.manifest).encode()), reset)
+    with pytest.raises(SourceError):
+        export(server, tmp_path / "e")
+    assert not (tmp_path / "e" / "manifest.json").exists()
+    assert server.asked("DELETE", "/status") == []
+    assert export(server, tmp_path / "e").problems == ()
+    assert_whole(tmp_path / "e")
+    assert len(server.asked("GET", "/files/1")) == 1
 
 
 def test_what_was_fetched_is_not_fetched_again(server: BulkServer, tmp_path: Path) -> None:

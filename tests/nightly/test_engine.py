@@ -6,6 +6,7 @@ import gzip
 import json
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,54 @@ def test_the_place_of_a_bad_line_is_right_in_a_later_stretch(
     file.write_bytes(b"".join([*lines[:21], b"garbage\n", *lines[21:]]))
     search(source, tmp_path / "out", workers=2)
     assert [each["line"] for each in rejects(tmp_path / "out")] == [22]
+
+
+def test_a_patient_named_by_an_identifier_is_found_whatever_else_names_him(
+    tmp_path: Path,
+) -> None:
+    def bearer(key: str) -> Json:
+        return patient(key, identifier=[{"system": "urn:example:mrn", "value": key}])
+
+    def named(key: str, subject: Json, **more: Any) -> Json:
+        return condition(f"c-{key}", "") | {"subject": subject} | more
+
+    def mrn(key: str) -> Json:
+        return {"identifier": {"system": "urn:example:mrn", "value": key}}
+
+    folder = write_types(
+        tmp_path / "in",
+        [
+            *map(bearer, ("p1", "p2", "p3", "p4")),
+            named("1", mrn("p1")),
+            named("2", {"reference": "https://other.example/Patient/x"} | mrn("p2")),
+            named("3", {"reference": "#a"}, contained=[bearer("p3") | {"id": "a"}]),
+            observation("o-2", "", subject={"reference": "urn:uuid:x"} | mrn("p2")),
+        ],
+    )
+    statement = search(folder, tmp_path / "out")
+    assert statement.complete, statement.problems
+    assert patients_of(tmp_path / "out") == ["Patient/p1", "Patient/p2", "Patient/p3"]
+    assert verdicts(tmp_path / "out") == one_by_one(folder)
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        "Patient/gone",
+        "urn:uuid:00000000-0000-4000-8000-000000000001",
+        "https://x.example/Patient/9",
+    ],
+)
+def test_a_diagnosis_of_whom_there_is_no_patient_is_counted_and_a_gap(
+    tmp_path: Path, subject: str
+) -> None:
+    known = [*hospital(1, 1), condition("c-gone", subject), condition("c-again", subject)]
+    others = [condition("c-group", "Group/1"), condition("c-well", "Patient/x", OTHER_CODE)]
+    statement = search(write_types(tmp_path / "in", [*known, *others]), tmp_path / "out")
+    assert not statement.complete
+    assert [text.split()[1] for text in statement.problems] == ["1"]
+    assert "not in the source" in statement.problems[0]
+    assert statement.evaluated == 1
 
 
 def test_a_lost_condition_leaves_nobody_out(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service.cli import main
+from tests.faults import QUICK
 from tests.nightly.making import TRIAL, hospital, write_types
 
 OUTPUTS = {
@@ -98,3 +99,59 @@ def test_a_search_with_a_store_reports_what_changed(source: Path, tmp_path: Path
     write_types(source, hospital(4, 5))
     assert run(*arguments, "--as-of", "2026-11-02").exit_code == 0
     assert "new in the population" in (tmp_path / "out" / "report.html").read_text("utf-8")
+
+
+# What is wrong with the command, or around it
+
+
+@pytest.mark.parametrize("level", ["systems", "group", "group/", "Group/7", "group/a/b"])
+def test_a_bulk_value_that_there_is_not_says_which_there_are(tmp_path: Path, level: str) -> None:
+    found = run(TRIAL, "--source", "http://127.0.0.1:9/fhir", "--bulk", level, "--output", tmp_path)
+    assert found.exit_code == 2
+    assert "system, patient or group/ID" in found.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bulk_on_a_directory_says_that_it_is_for_a_server(source: Path, tmp_path: Path) -> None:
+    found = run(TRIAL, "--source", source, "--bulk", "system", "--output", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "for a server" in found.output
+
+
+def test_an_output_folder_that_can_not_be_made_is_a_matter_of_the_settings(
+    source: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    found = run(TRIAL, "--source", source, "--output", tmp_path / "file" / "out")
+    assert found.exit_code == 2
+    assert "--output" in found.output
+    assert "Not a directory" in found.output
+
+
+def test_a_database_that_does_not_answer_is_a_failure(source: Path, tmp_path: Path) -> None:
+    url = "postgresql://someone:hidden@127.0.0.1:9/store"
+    found = run(TRIAL, "--source", source, "--output", tmp_path / "out", "--store", url)
+    assert found.exit_code == 1
+    assert "the store" in found.output
+    assert "hidden" not in found.output
+    assert not (tmp_path / "out" / "verdicts.ndjson").exists()
+
+
+def test_a_server_that_does_not_answer_is_a_failure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.wiring.limits_of", lambda _: QUICK)
+    found = run(
+        TRIAL,
+        *("--source", "http://127.0.0.1:9/fhir", "--bulk", "system"),
+        *("--output", tmp_path / "out", "--source-connect-timeout", "1"),
+    )
+    assert found.exit_code == 1
+    assert "FHIR server" in found.output
+    assert not (tmp_path / "out" / "verdicts.ndjson").exists()
+
+
+def test_a_trusted_address_without_https_is_wrong_usage(source: Path, tmp_path: Path) -> None:
+    found = run(TRIAL, "--source", source, "--bulk-trusted", "http://files.example.org")
+    assert found.exit_code == 2
+    assert "https://" in found.output

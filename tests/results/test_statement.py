@@ -18,6 +18,7 @@ def said(found: bytes) -> dict[str, Any]:
 def test_the_statement_says_what_was_searched_and_what_came_out() -> None:
     assert said(statement_bytes(statement())) == {
         "complete": True,
+        "notes": [],
         "problems": [],
         "source": "directory export",
         "bulk": None,
