@@ -69,6 +69,21 @@ class Settings:
     time_limit: int = 60
     trusted_proxies: int = 0
     log_level: str = "info"
+    publish: str = "off"
+    publish_scope: str = (
+        "system/Group.crus system/List.crus system/ResearchSubject.crus system/ResearchStudy.rs"
+    )
+    digest: str = "off"
+    digest_days: int = 7
+    smtp_host: str | None = None
+    smtp_port: int = 587
+    smtp_security: str = "starttls"
+    smtp_user: str | None = None
+    smtp_password_file: Path | None = None
+    smtp_from: str | None = None
+    smtp_to: tuple[str, ...] = ()
+    webhook_url: str | None = field(default=None, repr=False)
+    webhook_secret_file: Path | None = None
 
 
 class Setting(NamedTuple):
@@ -154,6 +169,25 @@ def _secure_url(value: str) -> str:
 
 def _secure_urls(value: str) -> tuple[str, ...]:
     return tuple(_secure_url(part.strip()) for part in value.split(",") if part.strip())
+
+
+def _webhook(value: str) -> str:
+    """Read a https URL whose query may hold a key, as some receivers want."""
+    parts = urlsplit(value)
+    _secure_url(f"{parts.scheme}://{parts.netloc}{parts.path}")
+    if parts.fragment:
+        raise ValueError("must be a URL without fragment")
+    return value
+
+
+def _address(value: str) -> str:
+    if not re.fullmatch(r"[^\s@<>,;:\"()\[\]\\]{1,64}@[A-Za-z0-9.-]{1,253}", value):
+        raise ValueError("must be a mail address, as screening@hospital.example")
+    return value
+
+
+def _addresses(value: str) -> tuple[str, ...]:
+    return tuple(_address(part.strip()) for part in value.split(",") if part.strip())
 
 
 def _algorithms(value: str) -> tuple[str, ...]:
@@ -252,6 +286,31 @@ SETTINGS: tuple[Setting, ...] = (
     Setting(
         "log_level", "least level that is logged: debug, info, warning or error", _one_of(*_LEVELS)
     ),
+    Setting(
+        "publish",
+        "whether scheduled searches write candidates back to the source: off or on",
+        _one_of("off", "on"),
+    ),
+    Setting("publish_scope", "scopes asked for to write back", _text),
+    Setting(
+        "digest",
+        "where the digest of changes goes after scheduled searches: off, mail, webhook or both",
+        _one_of("off", "mail", "webhook", "both"),
+    ),
+    Setting("digest_days", "days ahead for verdicts that will lapse", _whole(1, 365)),
+    Setting("smtp_host", "mail server for the digest", _host),
+    Setting("smtp_port", "its port", _whole(1, _MAX_PORT)),
+    Setting(
+        "smtp_security",
+        "starttls, tls (from the first byte), or none (loopback only)",
+        _one_of("starttls", "tls", "none"),
+    ),
+    Setting("smtp_user", "user at the mail server; none: no sign-in", _text),
+    Setting("smtp_password_file", "file that holds that user's password", _path),
+    Setting("smtp_from", "address that the digest comes from", _address),
+    Setting("smtp_to", "addresses that the digest goes to, a comma list", _addresses),
+    Setting("webhook_url", "address that the digest is posted to", _webhook, secret=True),
+    Setting("webhook_secret_file", "file with the secret that signs posted digests", _path),
 )
 _DEFAULTS = Settings()
 assert {setting.field for setting in SETTINGS} == {field.name for field in fields(Settings)}
@@ -301,6 +360,7 @@ def _check(settings: Settings) -> None:
     _check_files(settings)
     _check_source_auth(settings)
     _check_caller_auth(settings)
+    _check_digest(settings)
 
 
 def _check_files(settings: Settings) -> None:
@@ -351,6 +411,35 @@ def _check_caller_auth(settings: Settings) -> None:
         for name in ("caller_issuer", "caller_jwks_url", "caller_audience"):
             if getattr(settings, name) is None:
                 raise ConfigurationError(f"{_PREFIX}CALLER_AUTH=jwt needs {_PREFIX}{name.upper()}")
+
+
+def _check_digest(settings: Settings) -> None:
+    channels = ("mail", "webhook") if settings.digest == "both" else (settings.digest,)
+    for channel in channels:
+        if channel != "off":
+            check_channel(settings, channel)
+    if (settings.smtp_user is None) != (settings.smtp_password_file is None):
+        raise ConfigurationError(
+            f"{_PREFIX}SMTP_USER and {_PREFIX}SMTP_PASSWORD_FILE are set together or not at all"
+        )
+    host = settings.smtp_host
+    if settings.smtp_security == "none" and host is not None and not is_loopback(host):
+        raise ConfigurationError(
+            f"{_PREFIX}SMTP_SECURITY=none is only for a loopback address: set starttls or tls"
+        )
+
+
+_CHANNELS = {
+    "mail": ("smtp_host", "smtp_from", "smtp_to"),
+    "webhook": ("webhook_url", "webhook_secret_file"),
+}
+
+
+def check_channel(settings: Settings, channel: str) -> None:
+    """Refuse a digest by a channel (mail, webhook) that isn't set up; ConfigurationError."""
+    for name in (*_CHANNELS[channel], "base_url"):
+        if not getattr(settings, name):
+            raise ConfigurationError(f"a digest by {channel} needs {_PREFIX}{name.upper()}")
 
 
 def check_exposure(settings: Settings) -> None:

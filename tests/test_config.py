@@ -40,6 +40,13 @@ WRONG = {
     "source_token_url": "http://login.example/token",
     "source_auth": "kerberos",
     "log_level": "chatty",
+    "publish": "yes",
+    "digest": "pigeon",
+    "digest_days": "0",
+    "smtp_security": "ssl",
+    "smtp_from": "no address",
+    "smtp_to": "a@b.example,Eve <e@b.example>",
+    "webhook_url": "http://hooks.example/x",
     "site": "/no/such/file",
     "mappings": "/no/such/folder",
     "source": "/no/such/place",
@@ -64,6 +71,11 @@ def test_a_wrong_value_is_named(field: str) -> None:
         ({"CALLER_AUTH": "keys"}, "CALLER_KEYS_FILE"),
         ({"CALLER_AUTH": "jwt"}, "CALLER_ISSUER"),
         ({"CALLER_AUTH": "jwt", "CALLER_ISSUER": "i"}, "CALLER_JWKS_URL"),
+        ({"DIGEST": "mail"}, "SMTP_HOST"),
+        ({"DIGEST": "both", "SMTP_HOST": "h", "SMTP_FROM": "a@b.c"}, "SMTP_TO"),
+        ({"DIGEST": "webhook", "WEBHOOK_URL": "https://h/x"}, "WEBHOOK_SECRET_FILE"),
+        ({"SMTP_USER": "u"}, "SMTP_PASSWORD_FILE"),
+        ({"SMTP_HOST": "h.example", "SMTP_SECURITY": "none"}, "loopback"),
     ],
 )
 def test_settings_that_do_not_fit_together_stop_the_start(
@@ -71,6 +83,18 @@ def test_settings_that_do_not_fit_together_stop_the_start(
 ) -> None:
     with pytest.raises(ConfigurationError, match=missing):
         load_settings({f"ELIGIBILITY_{name}": value for name, value in environ.items()})
+
+
+def test_a_digest_needs_the_address_that_its_links_begin_with() -> None:
+    given = {"DIGEST": "mail", "SMTP_HOST": "h", "SMTP_FROM": "a@b.c", "SMTP_TO": "d@e.f, g@h.i"}
+    environ = {f"ELIGIBILITY_{name}": value for name, value in given.items()}
+    with pytest.raises(ConfigurationError, match="BASE_URL"):
+        load_settings(environ)
+    settings = load_settings(environ | {"ELIGIBILITY_BASE_URL": "https://us.example/fhir"})
+    assert settings.smtp_to == ("d@e.f", "g@h.i")
+    hook = load_settings({"ELIGIBILITY_WEBHOOK_URL": "https://h.example/x?key=very-secret"})
+    assert hook.webhook_url == "https://h.example/x?key=very-secret"
+    assert "very-secret" not in repr(hook)
 
 
 def test_a_misspelt_variable_stops_the_start() -> None:

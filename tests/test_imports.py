@@ -36,7 +36,13 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.nightly", "service.storage"),
     ("service.config", "service.wiring"),
     # The use case itself is started from the command line, the web and the worker.
-    ("service.nightly.screen", "service.nightly.bulk"),
+    (
+        "service.nightly.screen",
+        "service.nightly.bulk",
+        "service.nightly.publish",
+        "service.nightly.digest",
+    ),
+    ("service.nightly.after",),
     ("service.web", "service.cli", "service.__main__"),
 )
 # What evaluates a patient, and what is written of it.

@@ -21,6 +21,8 @@ _COMMANDS: Mapping[str, str] = {
     "diff": "Tell what is different between two runs.",
     "candidates": "List the candidates of a run.",
     "replay": "Give a stored verdict again, with the versions then used.",
+    "publish": "Write a run's candidates to the FHIR server they were found on.",
+    "digest": "Send what changed by mail or webhook.",
     "purge": "Remove patients' data of old runs.",
     "serve": "Serve the HTTP API.",
     "demo": "Try the service on the shipped, invented patients.",

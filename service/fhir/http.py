@@ -456,6 +456,15 @@ class Client:
         """Send any request to a URL below the base; raises SourceError."""
         return self._send(request, deadline)
 
+    def write(self, request: Outgoing, deadline: float) -> Reply:
+        """Send a request that changes something below the base; raises SourceError.
+
+        A redirect is given back: following it might turn the change into a mere GET.
+        """
+        if not inside(self.base_url, request.url):
+            raise SourceError("this address is not on the FHIR server, so nothing is written there")
+        return self._authorised(request, deadline)
+
     def _send(self, request: Outgoing, deadline: float) -> Reply:
         for _ in range(self.limits.redirects + 1):
             if not inside(self.base_url, request.url):

@@ -146,7 +146,8 @@ class _Search:
             run = opened.finish(statement)
             if any(previous is not None for previous in run.previous.values()):
                 changes = writer.store.changes(run.id)
-        self._write(searched, statement, changes)
+        key = b"" if writer is None else writer.store.subject_key()
+        self._write(searched, statement, changes, key)
         self.work.end()
         return statement
 
@@ -192,7 +193,11 @@ class _Search:
         call_off(self.settings, folder / EXPORT, self._report, needed=needed)
 
     def _write(
-        self, searched: Searched, statement: Statement, changes: Iterable[Change] | None
+        self,
+        searched: Searched,
+        statement: Statement,
+        changes: Iterable[Change] | None,
+        key: bytes,
     ) -> None:
         """Write all outputs, the statement last: where it is, the others are whole."""
         output = self.request.output
@@ -203,7 +208,7 @@ class _Search:
         clear_parts(output / _VERDICTS)
         write_whole(output / _VERDICTS, (line + b"\n" for line in lines()))
         files = output_files(
-            statement, lines, searched.rejects, changes, self.settings.canonical_base
+            statement, lines, searched.rejects, changes, self.settings.canonical_base, key
         )
         for name, parts in files:
             clear_parts(output / name)

@@ -6,7 +6,7 @@ person. Source: FHIR R4 Group, List (4.2), ResearchSubject.
 
 from __future__ import annotations
 
-import hashlib
+import hmac
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,9 @@ from service.results.fhirtypes import date_time, is_id, reference, string
 Json = dict[str, Any]
 
 STATUS = "potential-candidate"
+# Of R4's research-subject-status the one for "registration was not completed"; that someone
+# is ineligible is for a person to say.
+DROPPED = "not-registered"
 _LONGEST_ID = 64
 _EMPTY_REASON = "http://terminology.hl7.org/CodeSystem/list-empty-reason"
 _INCOMPLETE = "The search was not complete: patients may be missing."
@@ -27,13 +30,17 @@ _INCOMPLETE = "The search was not complete: patients may be missing."
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """The trial that candidates are for, as of a day; ``complete`` if the search was."""
+    """The trial that candidates are for, as of a day; ``complete`` if the search was.
+
+    ``key``: the secret that candidates' ids are made with.
+    """
 
     id: str
     name: str
     as_of: str
     complete: bool = True
     base: str = CANONICAL_BASE
+    key: bytes = b""
 
 
 def group_json(studies: Sequence[Study], listed: Callable[[], Iterable[Candidate]]) -> _Bytes:
@@ -70,19 +77,31 @@ def group_id(study: str) -> str:
     return f"{study[: _LONGEST_ID - 11]}-candidates"
 
 
-def subject_id(study: str, patient: str) -> str:
-    """Give the id of a candidate's ResearchSubject: the same in every search."""
-    return hashlib.sha256(f"{study} {patient}".encode()).hexdigest()[:32]
+def subject_id(study: str, patient: str, key: bytes = b"") -> str:
+    """Give the id of a candidate's ResearchSubject: the same in every search with this key.
+
+    Without the key nobody can tell from an id whose it is, even with all patients' ids in
+    hand (an HMAC, of which 128 bits are kept).
+    """
+    return hmac.new(key, f"{study} {patient}".encode(), "sha256").hexdigest()[:32]
 
 
-def research_subject(study: str, patient: str, base: str = CANONICAL_BASE) -> Json:
+def research_subject(
+    study: str, patient: str, base: str = CANONICAL_BASE, *, key: bytes = b""
+) -> Json:
     """Write a patient as potential candidate for a trial."""
-    found = subject_id(study, patient)
+    return subject_json(subject_id(study, patient, key), study, patient, base)
+
+
+def subject_json(
+    name: str, study: str, patient: str, base: str = CANONICAL_BASE, status: str = STATUS
+) -> Json:
+    """Write a patient under an id as candidate for a trial, or as one who no longer is."""
     return {
         "resourceType": "ResearchSubject",
-        "id": found,
-        "identifier": [{"system": f"{base}/research-subject", "value": found}],
-        "status": STATUS,
+        "id": name,
+        "identifier": [{"system": f"{base}/research-subject", "value": name}],
+        "status": status,
         "study": _study(study),
         "individual": reference(patient),
     }
@@ -145,14 +164,16 @@ def _list(study: Study, listed: Callable[[], Iterable[Candidate]]) -> _Bytes:
     empty = True
     for candidate in _of(study, listed()):
         yield b',"contained":[' if empty else b","
-        yield msgspec.json.encode(research_subject(study.id, candidate.patient, study.base))
+        yield msgspec.json.encode(
+            research_subject(study.id, candidate.patient, study.base, key=study.key)
+        )
         empty = False
     if empty:
         yield b',"emptyReason":' + msgspec.json.encode(_empty_reason(study)) + b"}"
         return
     for number, candidate in enumerate(_of(study, listed())):
         yield b'],"entry":[' if number == 0 else b","
-        target = {"reference": f"#{subject_id(study.id, candidate.patient)}"}
+        target = {"reference": f"#{subject_id(study.id, candidate.patient, study.key)}"}
         yield msgspec.json.encode({"flag": {"text": candidate.code}, "item": target})
     yield b"]}"
 

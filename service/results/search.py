@@ -20,14 +20,15 @@ def output_files(
     rejects: Iterable[Reject],
     changes: Iterable[Change] | None = None,
     base: str = CANONICAL_BASE,
+    key: bytes = b"",
 ) -> Iterator[tuple[str, Iterator[bytes]]]:
     """Give each output's name and content, the statement last.
 
-    ``lines`` gives the verdicts' lines each time it is asked; nothing keeps them. Where
-    the statement is, the others are whole.
+    ``lines`` gives the verdicts' lines each time it is asked; nothing keeps them. ``key``
+    is the store's, for candidates' ids. Where the statement is, the others are whole.
     """
     studies = [
-        Study(trial.trial, trial.name, statement.as_of, statement.complete, base)
+        Study(trial.trial, trial.name, statement.as_of, statement.complete, base, key)
         for trial in statement.trials
     ]
     yield "rejects.ndjson", reject_lines(rejects)

@@ -264,10 +264,12 @@ def capability_statement(base: str, url: str, *, secured: bool) -> Json:
     rest: Json = {
         "mode": "server",
         "resource": [
-            _offered("Group", ("_id", "token")),
+            _offered("Group", ("_id", "token"), also=("vread",)),
+            _offered("List", ("_id", "token"), also=("vread",)),
             _offered("OperationDefinition", ("_id", "token"), ("url", "uri")),
             _offered("PlanDefinition", ("_id", "token"), ("url", "uri")),
             study,
+            _subject(base),
             _offered("ValueSet", ("_id", "token"), ("url", "uri")),
         ],
     }
@@ -286,10 +288,30 @@ def capability_statement(base: str, url: str, *, secured: bool) -> Json:
     }
 
 
-def _offered(kind: str, *searches: tuple[str, str]) -> Json:
+def _subject(base: str) -> Json:
+    offered = _offered(
+        "ResearchSubject",
+        ("_id", "token"),
+        ("identifier", "token"),
+        ("individual", "reference"),
+        ("patient", "reference"),
+        ("status", "token"),
+        ("study", "reference"),
+    )
+    own = {
+        "name": "run",
+        "definition": f"{base}/SearchParameter/run",
+        "type": "number",
+        "documentation": "The search (run) whose results are shown; by default each trial's latest",
+    }
+    offered["searchParam"].append(own)
+    return offered
+
+
+def _offered(kind: str, *searches: tuple[str, str], also: Iterable[str] = ()) -> Json:
     return {
         "type": kind,
-        "interaction": [{"code": "read"}, {"code": "search-type"}],
+        "interaction": [{"code": code} for code in ("read", *also, "search-type")],
         "searchParam": [{"name": name, "type": of} for name, of in searches],
     }
 

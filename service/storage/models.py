@@ -233,3 +233,70 @@ class PurgeRow(Base):
     verdicts: Mapped[int]
     facts: Mapped[int]
     rejects: Mapped[int]
+
+
+class StoreKeyRow(Base):
+    """A secret of this store, by name; made with the store and never changed."""
+
+    __tablename__ = "store_keys"
+
+    name: Mapped[str] = mapped_column(primary_key=True)
+    value: Mapped[str]
+
+
+class SubjectRow(Base):
+    """Whom an id of a ResearchSubject means: a patient who was a candidate for a trial once.
+
+    The id can't be computed without the store's key, so that it says nothing to others.
+    """
+
+    __tablename__ = "subjects"
+    __table_args__ = (
+        UniqueConstraint("trial", "patient"),
+        Index("ix_subjects_trial_id", "trial", "id"),
+    )
+
+    id: Mapped[str] = mapped_column(primary_key=True)
+    trial: Mapped[str]
+    patient: Mapped[str]
+    first_run: Mapped[int] = mapped_column(ForeignKey("runs.id"))
+
+
+class PublicationRow(Base):
+    """A resource that was written to a FHIR server; ``name`` is the patient of a ResearchSubject.
+
+    ``sent`` is what was written last, ``seen`` how the server showed it then, with its
+    ``version``; ``pending`` is what is about to be written: after a crash it tells this
+    program's own change from a person's. ``run_id`` is the last run that asked for it.
+    """
+
+    __tablename__ = "publications"
+
+    target: Mapped[str] = mapped_column(primary_key=True)
+    trial: Mapped[str] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    name: Mapped[str] = mapped_column(primary_key=True)
+    resource_id: Mapped[str | None]
+    version: Mapped[str | None]
+    sent: Mapped[bytes | None]
+    seen: Mapped[bytes | None]
+    pending: Mapped[bytes | None]
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"))
+    at: Mapped[str]
+
+
+class DigestRow(Base):
+    """What became of a run's digest on a channel (``mail``, ``webhook``).
+
+    ``status``: ``sending`` (also after a crash), ``sent``, ``nothing`` (there was nothing to
+    say), ``failed`` (to be sent later), ``uncertain`` (may have arrived; not sent again).
+    """
+
+    __tablename__ = "digests"
+
+    run_id: Mapped[int] = mapped_column(ForeignKey("runs.id"), primary_key=True)
+    channel: Mapped[str] = mapped_column(primary_key=True)
+    status: Mapped[str]
+    attempts: Mapped[int]
+    at: Mapped[str]
+    problem: Mapped[str | None]

@@ -18,11 +18,13 @@ from service.storage.models import (
     FactsRow,
     MaterialRow,
     NoteRow,
+    PublicationRow,
     PurgeRow,
     RejectRow,
     RunMaterialRow,
     RunRow,
     RunVerdictRow,
+    SubjectRow,
     VerdictRow,
 )
 from service.storage.store import Store
@@ -64,7 +66,7 @@ def _purge(connection: Connection, before: str, now: str) -> Purged:
     rejects = 0
     for run_id, status, statement in rows:
         rejects += connection.execute(delete(RejectRow).where(RejectRow.run_id == run_id)).rowcount
-        for model in (RunVerdictRow, ChangeRow, NoteRow):
+        for model in (RunVerdictRow, ChangeRow, NoteRow, PublicationRow):
             connection.execute(delete(model).where(model.run_id == run_id))
         connection.execute(
             update(RunRow)
@@ -81,6 +83,7 @@ def _purge(connection: Connection, before: str, now: str) -> Purged:
         gone = part.verdict_id.in_(select(VerdictRow.id).where(unused))
         connection.execute(delete(part).where(gone))
     verdicts = connection.execute(delete(VerdictRow).where(unused)).rowcount
+    _remove_subjects(connection)
     kept = select(RunVerdictRow.facts_id).where(RunVerdictRow.facts_id.is_not(None))
     facts = connection.execute(delete(FactsRow).where(FactsRow.id.not_in(kept))).rowcount
     _remove_attestations(connection)
@@ -97,6 +100,14 @@ def _without_patients(statement: str | None) -> str | None:
         return None
     found = msgspec.json.decode(statement, type=Statement)
     return msgspec.json.encode(replace(found, failures=())).decode()
+
+
+def _remove_subjects(connection: Connection) -> None:
+    """Remove the meaning of ids of whom no verdict is left."""
+    left = select(RunVerdictRow.verdict_id).where(
+        RunVerdictRow.trial == SubjectRow.trial, RunVerdictRow.patient == SubjectRow.patient
+    )
+    connection.execute(delete(SubjectRow).where(~left.exists()))
 
 
 def _remove_attestations(connection: Connection) -> None:

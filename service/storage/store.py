@@ -33,8 +33,10 @@ from service.storage.models import (
     RunRow,
     RunTrialRow,
     RunVerdictRow,
+    StoreKeyRow,
     VerdictRow,
 )
+from service.storage.subjects import keep_subjects
 from service.storage.wording import Wording, line_of, packed, unpacked, worded
 
 _T = TypeVar("_T")
@@ -261,6 +263,11 @@ class Store:
             for row in rows:
                 yield Reject(*row)
 
+    def subject_key(self) -> bytes:
+        """Give the secret that the ids of candidates are made with: this store's own."""
+        with self.database.reading() as connection:
+            return _subject_key(connection)
+
     def notes(self, run_id: int) -> dict[str, str]:
         """Give what a run noted for later."""
         with self.database.reading() as connection:
@@ -466,6 +473,7 @@ class OpenRun:
                     ]
                     done += len(rows)
                     connection.execute(insert(ChangeRow), rows)
+            keep_subjects(connection, self.id, _subject_key(connection))
             connection.execute(
                 update(RunRow)
                 .where(RunRow.id == self.id)
@@ -527,6 +535,11 @@ def _now() -> datetime:
 
 def _json(value: object) -> str:
     return msgspec.json.encode(value).decode()
+
+
+def _subject_key(connection: Connection) -> bytes:
+    query = select(StoreKeyRow.value).where(StoreKeyRow.name == "subjects")
+    return bytes.fromhex(connection.execute(query).scalar_one())
 
 
 def _keys(patient: str) -> tuple[str, ...]:

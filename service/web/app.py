@@ -15,7 +15,7 @@ from service.errors import EligibilityError, Overloaded
 from service.fhir.source import Source
 from service.results.outcome import issue, of_error, operation_outcome
 from service.screening import Screening
-from service.web import definitions, health, operation
+from service.web import definitions, health, operation, results
 from service.web.callers import NotAuthenticated, build_callers
 from service.web.logs import LOGGER, error_fields
 from service.web.negotiation import answer, check_accept
@@ -46,7 +46,10 @@ def build_app(settings: Settings, screening: Screening | None, source: Source | 
     # Werkzeug refuses a larger body, with or without Content-Length.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.register_blueprint(operation.blueprint)
+    name, shelf = results.put_up(settings)
+    app.extensions[name] = shelf
     app.register_blueprint(definitions.blueprint)
+    app.register_blueprint(results.blueprint)
     app.register_blueprint(health.blueprint)
     app.before_request(_begin)
     app.after_request(_end)

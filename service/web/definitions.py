@@ -77,8 +77,7 @@ def metadata() -> Response:
 def search(kind: str) -> Response:
     """Search the resources of a type by id, identifier or canonical URL."""
     current = state()
-    found = (make() for name, make in _OFFERED[kind](current) if _wanted_id(name))
-    resources = [resource for resource in found if _matches(resource)]
+    resources = matching(kind)
     if kind == "ValueSet" and len(resources) > 1:
         # The whole of all code sets is rarely wanted; each can be read by its id.
         base = current.settings.canonical_base
@@ -87,6 +86,12 @@ def search(kind: str) -> Response:
     used = {name: request.args[name] for name in _SEARCHES if name in request.args}
     self_url = f"{base_url()}/{kind}" + (f"?{urlencode(used)}" if used else "")
     return answer(searchset(resources, self_url, base_url()))
+
+
+def matching(kind: str) -> list[Json]:
+    """List the resources of a type that the request's parameters select."""
+    found = (make() for name, make in _OFFERED[kind](state()) if _wanted_id(name))
+    return [resource for resource in found if _matches(resource)]
 
 
 @blueprint.get(f"/<any({','.join(_OFFERED)}):kind>/<name>")

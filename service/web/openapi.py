@@ -13,12 +13,14 @@ Json = dict[str, Any]
 
 _FHIR = "application/fhir+json"
 _DEFINITIONS = ("ResearchStudy", "Group", "PlanDefinition", "ValueSet", "OperationDefinition")
+_RESULTS = ("List", "ResearchSubject")
 _ERRORS = {
     "400": "the request can't be understood",
     "401": "the caller did not show who it is",
     "403": "the caller may not do this",
     "404": "there is no such trial or patient",
     "406": "another media type is asked for than the service has",
+    "410": "the results of this run were purged",
     "413": "the body is too large or nested too deep",
     "415": "the body is of another media type",
     "422": "the request names a patient that can't be evaluated",
@@ -28,7 +30,7 @@ _ERRORS = {
     "503": "too many evaluations at once, or the callers' issuer can't be reached",
     "504": "the hospital's server, or the evaluation, did not end in time",
 }
-_READ_ERRORS = ("400", "401", "403", "404", "406", "429", "500", "503")
+_READ_ERRORS = ("400", "401", "403", "404", "406", "410", "429", "500", "503")
 
 
 def openapi(trials: list[str], settings: Settings) -> Json:
@@ -45,6 +47,7 @@ def openapi(trials: list[str], settings: Settings) -> Json:
         paths[f"/fhir/{kind}"] = {"get": _get("Bundle", f"Search {kind}", "_id")}
         paths[f"/fhir/{kind}/{{id}}"] = {"get": _get(kind, f"Read one {kind}")}
         paths[f"/fhir/{kind}/{{id}}"]["parameters"] = [_path_parameter("id")]
+    paths |= _results()
     document: Json = {
         "openapi": "3.0.3",
         "info": {
@@ -64,6 +67,30 @@ def openapi(trials: list[str], settings: Settings) -> Json:
     return document
 
 
+def _results() -> Json:
+    """Describe what searches found; Group itself is among the definitions too."""
+    paths: Json = {
+        "/fhir/List": {"get": _get("Bundle", "Search List", "_id")},
+        "/fhir/ResearchSubject": {
+            "get": _get(
+                "Bundle", "Search the candidates", "study", "status", "patient", "individual",
+                "_id", "identifier", "run", "_count",
+            )
+        },
+    }  # fmt: skip
+    for kind in ("List", "ResearchSubject"):
+        paths[f"/fhir/{kind}/{{id}}"] = {
+            "get": _get(kind, f"Read one {kind}"),
+            "parameters": [_path_parameter("id")],
+        }
+    for kind in ("Group", "List"):
+        paths[f"/fhir/{kind}/{{id}}/_history/{{run}}"] = {
+            "get": _get(kind, f"Read a {kind} of candidates as a run left it"),
+            "parameters": [_path_parameter("id"), _path_parameter("run")],
+        }
+    return paths
+
+
 def _operation(trials: list[str]) -> Json:
     return {
         "operationId": "evaluateEligibility",
@@ -75,7 +102,7 @@ def _operation(trials: list[str]) -> Json:
         },
         "responses": {
             "200": _fhir_answer("the verdict and its explanation", "GuidanceResponse"),
-            **_errors(tuple(_ERRORS)),
+            **_errors(tuple(one for one in _ERRORS if one != "410")),
         },
     }
 
@@ -185,7 +212,7 @@ def _schemas() -> Json:
             "OperationOutcome", issue={"type": "array", "minItems": 1, "items": issue}
         ),
         "Bundle": _resource("Bundle", type=text),
-        **{kind: _resource(kind) for kind in ("CapabilityStatement", *_DEFINITIONS)},
+        **{kind: _resource(kind) for kind in ("CapabilityStatement", *_DEFINITIONS, *_RESULTS)},
     }
 
 

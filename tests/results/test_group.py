@@ -100,6 +100,15 @@ def test_a_candidate_keeps_the_id_in_every_search() -> None:
     check_r4b(research_subject(TRIAL, "Patient/a", BASE))
 
 
+def test_with_a_key_ids_cannot_be_computed_by_others() -> None:
+    plain, keyed = subject_id(TRIAL, "Patient/a"), subject_id(TRIAL, "Patient/a", b"key")
+    assert len({plain, keyed, subject_id(TRIAL, "Patient/a", b"other")}) == 3
+    study = Study(TRIAL, "QH103", "2026-11-01", base=BASE, key=b"key")
+    (contained, *_) = listed(TWO, study)["contained"]
+    assert contained["id"] == contained["identifier"][0]["value"] == keyed
+    assert plain not in json.dumps(listed(TWO, study))
+
+
 @given(st.lists(st.text(max_size=20), max_size=3), st.text(max_size=20))
 def test_no_id_or_name_makes_them_invalid(patients: list[str], name: str) -> None:
     made = [Candidate(one, TRIAL, "eligible", name, None, 1, *[()] * 5) for one in patients]

@@ -21,7 +21,8 @@ from tests.storage.making import MATERIALS, begun, invented, outcomes, spec_of, 
 
 OLD, NEW, BETWEEN = "2026-01-01T00:00:00Z", "2026-06-01T00:00:00Z", "2026-03-01T00:00:00Z"
 NAME = "patient-whom-nobody-may-find"
-PATIENTS = ("run_verdicts", "verdicts", "criteria", "evidence", "facts", "changes", "rejects")
+PATIENTS = ("run_verdicts", "verdicts", "criteria", "evidence", "facts", "changes", "rejects",
+            "subjects", "publications")  # fmt: skip
 
 
 def made(store: Store, instant: str, *patients: str) -> Run:
@@ -95,6 +96,7 @@ def test_what_a_newer_run_rests_on_stays(store: Store) -> None:
     assert list(store.changes(new.id)) == changes
     assert list(store.verdicts(old.id)) == []
     assert store.latest() == new
+    assert rows(store, "subjects") == 2
     assert store.materials(new.id)["attestations"][1] == NAME.encode()
     with pytest.raises(UsageError, match="purged"):
         list(store.diff(old.id, new.id))
