@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from service import __version__
-from service.config import Settings
+from service.config import Settings, is_server
 from service.criteria.trial import Trial
 from service.errors import UsageError
 from service.fhir.bulk import BulkClient, BulkRequest
 from service.nightly.directory import listing
-from service.nightly.engine import Engine, Evaluation, Progress, Searched
+from service.nightly.engine import (
+    Engine,
+    Evaluation,
+    Passes,
+    Progress,
+    Searched,
+    search_files,
+)
 from service.nightly.model import RunSpec, SearchFailed, Statement
 from service.nightly.work import Work, fingerprint, write_whole
 from service.results.report import Change
@@ -59,11 +66,15 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
     """
     if settings.source is None:
         raise UsageError("say where the records are with --source URL|DIR|FILE")
-    live = "://" in settings.source
+    live = is_server(settings.source)
     if (request.bulk or request.cohort) and not live:
         raise UsageError("--bulk and --cohort are for a server; a directory is searched whole")
-    if request.engine != "local":
-        raise UsageError(f"the engine {request.engine!r} is not available here")
+    if request.engine == "spark" and live:
+        raise UsageError(
+            "--engine spark reads files: have the server export to where Spark can read"
+        )
+    if request.engine != "spark" and not live and "://" in settings.source:
+        raise UsageError("only --engine spark reads files by a URL")
     screening = build_screening(settings)
     materials = materials_of(mappings_dir(settings), settings.site, settings.attestations)
     spec = RunSpec(
@@ -88,12 +99,32 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
             if request.store is not None:
                 store = stack.enter_context(Store.open(request.store))
                 writer = stack.enter_context(store.locked())
-            search = _Search(settings, request, spec, evaluation, work, progress)
+            passes = None
+            if request.engine == "spark":
+                passes = stack.enter_context(_on_spark(settings.source, evaluation, work, progress))
+            search = _Search(settings, request, spec, evaluation, work, progress, passes)
             return search.run(writer, materials)
     except OSError as error:
         # A full disk, a lost folder: what was done stays, and the same command goes on.
         reason = error.strerror or type(error).__name__
         raise SearchFailed(f"the search could not go on: {reason}") from error
+
+
+@contextmanager
+def _on_spark(
+    source: str, evaluation: Evaluation, work: Work, progress: Progress
+) -> Iterator[Passes]:
+    """Have the passes done by Spark; raises UsageError, SourceError, SearchFailed."""
+    try:
+        from service.nightly import spark  # noqa: PLC0415 - an extra, which need not be there
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "--engine spark needs pyspark: pip install 'trial-eligibility[spark]'"
+        ) from error
+    with spark.session() as session:
+        files = spark.files_of(session, source)
+        harmless = evaluation.screening.site.search.harmless_outcomes
+        yield spark.OnSpark(session, files, evaluation, harmless, work, progress)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +137,7 @@ class _Search:
     evaluation: Evaluation
     work: Work
     progress: Progress
+    passes: Passes | None = None
 
     def run(self, writer: Writer | None, materials: Mapping[str, bytes]) -> Statement:
         self.work.begin(fingerprint(self._asked()), fresh=self.request.fresh)
@@ -130,10 +162,13 @@ class _Search:
         source = self.settings.source
         assert source is not None
         files: object = source
-        if "://" not in source:
+        if self.passes is not None:
+            files = [source, *self.passes.entries]
+        elif "://" not in source:
             files = [str(Path(source).absolute()), *listing(Path(source))]
         return {
             "form": _FORM,
+            "engine": self.request.engine,
             "trials": self.spec.trials,
             "as_of": self.spec.as_of,
             "versions": self.spec.versions,
@@ -144,6 +179,8 @@ class _Search:
         }
 
     def _searched(self) -> Searched:
+        if self.passes is not None:
+            return search_files(self.evaluation, self.passes)
         engine = Engine(self.evaluation, self.work, self.request.workers, self.progress)
         harmless = self.evaluation.screening.site.search.harmless_outcomes
         source = self.settings.source
