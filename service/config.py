@@ -376,7 +376,10 @@ def _check_files(settings: Settings) -> None:
         return
     if "://" in source:
         try:
-            _url(source)
+            if is_server(source):
+                _url(source)
+            elif urlsplit(source).password is not None:
+                raise ValueError("must not hold a password: Spark has its own settings for it")
         except ValueError as error:
             raise ConfigurationError(f"{_PREFIX}SOURCE {error}") from error
     elif not Path(source).exists():
@@ -386,7 +389,7 @@ def _check_files(settings: Settings) -> None:
 def _check_source_auth(settings: Settings) -> None:
     if settings.source_auth == "none":
         return
-    if settings.source is None or "://" not in settings.source:
+    if settings.source is None or not is_server(settings.source):
         raise ConfigurationError(f"{_PREFIX}SOURCE_AUTH needs a FHIR server as source")
     parts = urlsplit(settings.source)
     if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
@@ -452,6 +455,11 @@ def check_exposure(settings: Settings) -> None:
             f"{_PREFIX}CALLER_AUTH=none is only for a loopback address, not {settings.host}: "
             "set keys or jwt"
         )
+
+
+def is_server(source: str) -> bool:
+    """Tell whether a source is a FHIR server, and no files (of this machine, or by a URL)."""
+    return source.lower().startswith(("http://", "https://"))
 
 
 def is_loopback(host: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 
-from service.config import Settings
+from service.config import Settings, is_server
 from service.criteria.attestation import load_attestations
 from service.criteria.trial import Trial, load_trial
 from service.errors import ConfigurationError
@@ -150,7 +150,9 @@ def build_source(settings: Settings, site: Site) -> Source:
     """Build the source: a FHIR server, files, or the fixtures shipped with the service."""
     if settings.source is None:
         return FileSource(data_dir() / "fixtures" / "patients", site.search)
-    if "://" in settings.source:
+    if not is_server(settings.source) and "://" in settings.source:
+        raise ConfigurationError("only screen --engine spark reads files by such a URL")
+    if is_server(settings.source):
         return ServerSource(
             settings.source, build_auth(settings), site.search, limits_of(settings), zone=site.zone
         )

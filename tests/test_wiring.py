@@ -31,6 +31,11 @@ def test_the_source_is_a_server_a_folder_or_the_shipped_fixtures(tmp_path: Path)
     assert isinstance(build_source(Settings(), site), FileSource)
 
 
+def test_files_by_a_url_are_no_source_of_single_patients() -> None:
+    with pytest.raises(ConfigurationError, match="--engine spark"):
+        build_source(Settings(source="s3a://bucket/export"), Site())
+
+
 def test_the_source_is_asked_as_configured(tmp_path: Path) -> None:
     source = "https://ehr.example/r4"
     token = tmp_path / "token"

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from service.config import Settings
+from service.config import Settings, is_server
 from service.criteria.trial import Trial
 from service.errors import SourceError
 from service.facts.model import MEDICINE_TYPES
@@ -74,7 +74,7 @@ def call_off(
     job = load_job(folder)
     if job is None:
         return
-    live = settings.source is not None and "://" in settings.source
+    live = settings.source is not None and is_server(settings.source)
     if live:
         client = build_bulk(settings, report)
     else:

@@ -7,12 +7,13 @@ are nor on how often the search was cut short.
 
 from __future__ import annotations
 
+import copy
 import heapq
 import multiprocessing
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
@@ -29,7 +30,7 @@ from service.fhir.bundles import NO_REPLY, RECORD_TYPES, Reply, head_of, reading
 from service.fhir.index import subject_key
 from service.fhir.manifest import judge
 from service.fhir.record import Item, Message
-from service.fhir.source import Fetched, SiteSearch, record_of
+from service.fhir.source import Fetched, record_of
 from service.nightly.directory import Entry, Place, Unit, listing, units_of
 from service.nightly.model import Failure, Outcome, Reject, SearchFailed, TypeCount
 from service.nightly.partition import (
@@ -128,6 +129,46 @@ class Loader(Protocol):
 
     def records(self, partition: int) -> Iterator[Fetched]:
         """Go through the records of a partition."""
+
+
+class Passes(Protocol):
+    """Does the passes of a search over files: by processes here, or by a cluster.
+
+    ``entries``: the files; ``units``: how they are shared out; ``partitions``: among how many
+    the population is. The names of stages tell a repeated pass from an earlier one.
+    """
+
+    entries: Sequence[Entry]
+    units: Sequence[Unit]
+    partitions: int
+
+    def scan(
+        self, first: Sequence[Entry], stage: str
+    ) -> tuple[Sequence[Scanned], Callable[[], Iterator[Named]]]:
+        """Do the first pass over some files; gives its finds and the Patients."""
+
+    def route(
+        self,
+        population: Population,
+        scanned: frozenset[int],
+        types: frozenset[str],
+        stage: str,
+    ) -> Sequence[Routed]:
+        """Do the second pass over all files; gives what was found in each unit."""
+
+    def refer(
+        self, holding: Set[int], needed: dict[str, list[int]], stage: str
+    ) -> Sequence[Referred]:
+        """Do the third pass over the files that hold what is needed."""
+
+    def evaluate(
+        self,
+        population: Population,
+        replies: Sequence[Reply],
+        before: Mapping[tuple[int, int], int],
+        stage: str,
+    ) -> tuple[Sequence[Found], Callable[[], Iterator[Outcome]]]:
+        """Evaluate what the passes kept; gives the outcomes sorted by patient."""
 
 
 # What the processes of one step share: set before they start, read by the steps' functions.
@@ -384,7 +425,7 @@ def _file_and_line(place: str | None) -> tuple[str | None, int | None]:
     return (name, int(line)) if name and line.isdecimal() else (place, None)
 
 
-class _FromDirectory:
+class FromKept:
     """Puts the records of a partition together from what the passes kept."""
 
     def __init__(
@@ -405,6 +446,12 @@ class _FromDirectory:
             if reply.patient is not None:
                 self._own.setdefault(reply.patient, []).append(reply)
         self._readings = readings_of(self._replies, set())
+
+    def over(self, slices: Mapping[int, Sequence[tuple[Path, int, int]]]) -> FromKept:
+        """Give the same for what was kept elsewhere."""
+        other = copy.copy(self)
+        other._slices = slices
+        return other
 
     def partitions(self) -> Sequence[int]:
         """List the partitions that hold anything."""
@@ -514,17 +561,9 @@ class Engine:
         founds = self.evaluated(loader, "evaluate")
         return self.searched(loader, "evaluate", founds, seen=seen)
 
-    def search_directory(
-        self,
-        root: Path,
-        harmless: frozenset[str] = frozenset(),
-        site: SiteSearch | None = None,
-    ) -> Searched:
-        """Search a directory of files; raises SourceError, SearchFailed.
-
-        ``site`` says what it means if an export's server lacks a type.
-        """
-        return _DirectorySearch(self, root, harmless, site).run()
+    def search_directory(self, root: Path) -> Searched:
+        """Search a directory of files; raises SourceError, SearchFailed."""
+        return search_files(self.evaluation, _Here(self, root))
 
     def steps(
         self,
@@ -558,6 +597,12 @@ class Engine:
         self.work.note_time()
         return [self.done_step(f"{stage}/{each:06}", Found) for each in partitions]
 
+    def outcomes(self, loader: Loader, stage: str) -> Callable[[], Iterator[Outcome]]:
+        """Give the partitions' outcomes, sorted by patient, as often as needed."""
+        paths = [self.work.path(f"{stage}/{each:06}.outcomes") for each in loader.partitions()]
+        order = {trial.id: number for number, trial in enumerate(self.evaluation.trials)}
+        return lambda: merged(paths, order)
+
     def done_step(self, name: str, kind: type[_T]) -> _T:
         """Read a step's result back; raises SearchFailed if it is gone."""
         found = self.work.load(name, kind)
@@ -579,30 +624,54 @@ class Engine:
         size: int = 0,
     ) -> Searched:
         """Put together what the partitions gave."""
-        tallies = [Tally() for _ in self.evaluation.trials]
-        for found in founds:
-            for tally, other in zip(tallies, found.tallies, strict=True):
-                tally.join(other)
-        paths = [self.work.path(f"{stage}/{each:06}.outcomes") for each in loader.partitions()]
-        order = {trial.id: number for number, trial in enumerate(self.evaluation.trials)}
-        return Searched(
-            outcomes=lambda: merged(paths, order),
-            tallies=tuple(tallies),
-            failures=tuple(
-                sorted(
-                    (failure for found in founds for failure in found.failures),
-                    key=lambda failure: failure.patient,
-                )
-            ),
-            rejects=in_order((*rejects, *(each for found in founds for each in found.rejects))),
-            problems=tuple(dict.fromkeys(problems)),
-            types=types or {},
+        return joined(
+            self.evaluation,
+            founds,
+            self.outcomes(loader, stage),
             seen=seen,
-            members=sum(found.members for found in founds),
-            evaluated=sum(found.members - found.failed for found in founds),
-            bytes=size,
-            notes=tuple(dict.fromkeys(notes)),
+            rejects=rejects,
+            problems=problems,
+            notes=notes,
+            types=types,
+            size=size,
         )
+
+
+def joined(
+    evaluation: Evaluation,
+    founds: Sequence[Found],
+    outcomes: Callable[[], Iterator[Outcome]],
+    *,
+    seen: int,
+    rejects: Sequence[Reject] = (),
+    problems: Sequence[str] = (),
+    notes: Sequence[str] = (),
+    types: Mapping[str, TypeCount] | None = None,
+    size: int = 0,
+) -> Searched:
+    """Put together what the partitions gave, whoever evaluated them."""
+    tallies = [Tally() for _ in evaluation.trials]
+    for found in founds:
+        for tally, other in zip(tallies, found.tallies, strict=True):
+            tally.join(other)
+    return Searched(
+        outcomes=outcomes,
+        tallies=tuple(tallies),
+        failures=tuple(
+            sorted(
+                (failure for found in founds for failure in found.failures),
+                key=lambda failure: failure.patient,
+            )
+        ),
+        rejects=in_order((*rejects, *(each for found in founds for each in found.rejects))),
+        problems=tuple(dict.fromkeys(problems)),
+        notes=tuple(dict.fromkeys(notes)),
+        types=types or {},
+        seen=seen,
+        members=sum(found.members for found in founds),
+        evaluated=sum(found.members - found.failed for found in founds),
+        bytes=size,
+    )
 
 
 def _size_of(entries: Sequence[Entry]) -> Callable[[Unit], int]:
@@ -656,27 +725,125 @@ def _strangers(population: Population) -> Iterator[str]:
         )
 
 
-class _DirectorySearch:
-    """One search of a directory, step by step."""
+class _Here:
+    """Does the passes over a directory by processes of this machine, each step kept."""
 
-    def __init__(
-        self, engine: Engine, root: Path, harmless: frozenset[str], site: SiteSearch | None
-    ) -> None:
-        self.site = site
+    def __init__(self, engine: Engine, root: Path) -> None:
         self.engine = engine
         self.work = engine.work
         self.root = root
-        self.harmless = harmless
-        self.entries = listing(root)
-        self.units = units_of(self.entries)
-        self.interest = interest_of(engine.evaluation.trials, engine.evaluation.screening.terms)
+        self.harmless = engine.evaluation.screening.site.search.harmless_outcomes
+        self.entries: Sequence[Entry] = listing(root)
+        self.units: Sequence[Unit] = units_of(self.entries)
         size = sum(entry.size for entry in self.entries)
         low, high = _PARTITIONS
-        self.count = min(max(low, -(-size // _PARTITION)), high)
+        self.partitions = min(max(low, -(-size // _PARTITION)), high)
+        # Where what was kept of each partition lies: file, offset, length.
+        self.slices: dict[int, list[tuple[Path, int, int]]] = {}
+
+    def scan(
+        self, first: Sequence[Entry], stage: str
+    ) -> tuple[Sequence[Scanned], Callable[[], Iterator[Named]]]:
+        """Do the first pass."""
+        units = units_of(first)
+        state = _Scanning(
+            self.root, self.entries, self.harmless, self.engine.evaluation, stage, self.work
+        )
+        self.engine.steps(_scan, stage, "finding the population", units, self.entries, state)
+        names = [f"{stage}/{step_name(unit)}" for unit in units]
+
+        def patients() -> Iterator[Named]:
+            for name in names:
+                yield from read_named(self.work.path(f"{name}.patients"))
+
+        return [self.engine.done_step(name, Scanned) for name in names], patients
+
+    def route(
+        self,
+        population: Population,
+        scanned: frozenset[int],
+        types: frozenset[str],
+        stage: str,
+    ) -> Sequence[Routed]:
+        """Do the second pass."""
+        state = _Routing(
+            self.root,
+            self.entries,
+            self.harmless,
+            population,
+            self.partitions,
+            scanned,
+            types,
+            stage,
+            self.work,
+        )
+        self.engine.steps(_route, stage, "reading records", self.units, self.entries, state)
+        names = [f"{stage}/{step_name(unit)}" for unit in self.units]
+        routed = [self.engine.done_step(name, Routed) for name in names]
+        self.slices = {}
+        for name, each in zip(names, routed, strict=True):
+            self._keep(name, each.index)
+        return routed
+
+    def _keep(self, name: str, index: Mapping[int, tuple[int, int]]) -> None:
+        path = self.work.path(f"{name}.spool")
+        for partition, (offset, length) in index.items():
+            self.slices.setdefault(partition, []).append((path, offset, length))
+
+    def refer(
+        self, holding: Set[int], needed: dict[str, list[int]], stage: str
+    ) -> Sequence[Referred]:
+        """Do the third pass."""
+        units = units_of([entry for entry in self.entries if entry.number in holding])
+        state = _Referring(self.root, self.entries, self.harmless, needed, stage, self.work)
+        # Places are told by the unit, so the units' numbers must be those of the reading.
+        numbers = {(unit.files, unit.start): unit.number for unit in self.units}
+        units = [unit._replace(number=numbers.get((unit.files, unit.start), -1)) for unit in units]
+        self.engine.steps(_refer, stage, "reading what they refer to", units, self.entries, state)
+        referred = []
+        for unit in units:
+            name = f"{stage}/{step_name(unit)}"
+            found = self.engine.done_step(name, Referred)
+            self._keep(name, found.index)
+            referred.append(found)
+        return referred
+
+    def evaluate(
+        self,
+        population: Population,
+        replies: Sequence[Reply],
+        before: Mapping[tuple[int, int], int],
+        stage: str,
+    ) -> tuple[Sequence[Found], Callable[[], Iterator[Outcome]]]:
+        """Evaluate partition by partition."""
+        loader = FromKept(self.entries, population, self.slices, replies, before)
+        founds = self.engine.evaluated(loader, stage)
+        return founds, self.engine.outcomes(loader, stage)
+
+
+def read_named(path: Path) -> Iterator[Named]:
+    """Read Patients back that the first pass found."""
+    with path.open("rb") as file:
+        yield from map(_NAMED.decode, file)
+
+
+def search_files(evaluation: Evaluation, passes: Passes) -> Searched:
+    """Search files by whoever does the passes; raises SearchFailed."""
+    return _FileSearch(evaluation, passes).run()
+
+
+class _FileSearch:
+    """One search of files: which passes are made, and what is made of their finds."""
+
+    def __init__(self, evaluation: Evaluation, passes: Passes) -> None:
+        self.evaluation = evaluation
+        self.passes = passes
+        self.entries = passes.entries
+        self.units = passes.units
+        self.interest = interest_of(evaluation.trials, evaluation.screening.terms)
         # Files that the first pass reads although their names show another type.
         self.extra: frozenset[int] = frozenset()
         self.everyone = not self.interest.sets
-        self.population: Population | None = None
 
     def run(self) -> Searched:
         """Read what is needed, again if what was found shows that more is."""
@@ -705,39 +872,18 @@ class _DirectorySearch:
         ]
 
     def _scan(self) -> Population:
-        stage = f"scan-{self._stage()}"
-        units = units_of(self._first())
-        state = _Scanning(
-            self.root, self.entries, self.harmless, self.engine.evaluation, stage, self.work
-        )
-        self.engine.steps(_scan, stage, "finding the population", units, self.entries, state)
-        names = [f"{stage}/{step_name(unit)}" for unit in units]
-        scans = [self.engine.done_step(name, Scanned) for name in names]
-
-        def patients() -> Iterator[Named]:
-            for name in names:
-                with self.work.path(f"{name}.patients").open("rb") as file:
-                    yield from map(_NAMED.decode, file)
-
+        scans, patients = self.passes.scan(self._first(), f"scan-{self._stage()}")
         # Each NDJSON file claims to be complete for everybody, also those not read yet.
         spoken = any(entry.by_lines for entry in self.entries)
         return resolve(scans, patients, everyone=self.everyone, spoken_of_all=spoken)
 
-    def _route(self, population: Population, stage: str) -> list[Routed]:
-        stage = f"route-{stage}"
-        state = _Routing(
-            self.root,
-            self.entries,
-            self.harmless,
+    def _route(self, population: Population, stage: str) -> Sequence[Routed]:
+        return self.passes.route(
             population,
-            self.count,
             frozenset(entry.number for entry in self._first()),
             frozenset(("Patient", *self.interest.sets)),
-            stage,
-            self.work,
+            f"route-{stage}",
         )
-        self.engine.steps(_route, stage, "reading records", self.units, self.entries, state)
-        return [self.engine.done_step(f"{stage}/{step_name(unit)}", Routed) for unit in self.units]
 
     def _replies(self, routed: Sequence[Routed]) -> list[Reply]:
         """Judge what was read completely, over all files together."""
@@ -757,7 +903,7 @@ class _DirectorySearch:
                 for kind, count in holds.items():
                     counts[kind] = counts.get(kind, 0) + count
         manifests = [manifest for each in routed for manifest in each.manifests]
-        return [*whole(replies), *judge(manifests, files, self.site)]
+        return [*whole(replies), *judge(manifests, files, self.evaluation.screening.site.search)]
 
     def _reply(self, lost: Lost, before: Mapping[tuple[int, int], int]) -> Reply | None:
         if lost.problem == UNREADABLE:
@@ -788,22 +934,17 @@ class _DirectorySearch:
         routed: Sequence[Routed],
         replies: Sequence[Reply],
     ) -> Searched:
-        slices: dict[int, list[tuple[Path, int, int]]] = {}
-        for unit, each in zip(self.units, routed, strict=True):
-            path = self.work.path(f"route-{stage}/{step_name(unit)}.spool")
-            for partition, (offset, length) in each.index.items():
-                slices.setdefault(partition, []).append((path, offset, length))
-        referred = self._refer(population, stage, routed, slices)
+        referred = self._refer(stage, routed)
         before = self._before(routed)
-        loader = _FromDirectory(self.entries, population, slices, replies, before)
-        founds = self.engine.evaluated(loader, f"evaluate-{stage}")
-        wanted = {
-            kind for trial in self.engine.evaluation.trials for kind in trial.wanted.codes
-        } | {"Patient", *REFERRED}
-        return self.engine.searched(
-            loader,
-            f"evaluate-{stage}",
+        founds, outcomes = self.passes.evaluate(population, replies, before, f"evaluate-{stage}")
+        wanted = {kind for trial in self.evaluation.trials for kind in trial.wanted.codes} | {
+            "Patient",
+            *REFERRED,
+        }
+        return joined(
+            self.evaluation,
             founds,
+            outcomes,
             seen=population.seen,
             rejects=self._rejects(routed, before),
             problems=[*_strangers(population), *self._problems(replies, wanted)],
@@ -812,13 +953,7 @@ class _DirectorySearch:
             size=sum(each.bytes for each in routed),
         )
 
-    def _refer(
-        self,
-        population: Population,
-        stage: str,
-        routed: Sequence[Routed],
-        slices: dict[int, list[tuple[Path, int, int]]],
-    ) -> dict[str, int]:
+    def _refer(self, stage: str, routed: Sequence[Routed]) -> dict[str, int]:
         """Fetch what the kept records refer to; gives how many were read by type."""
         needed: dict[str, set[int]] = {}
         for each in routed:
@@ -833,25 +968,8 @@ class _DirectorySearch:
         read: dict[str, int] = {}
         if not needed or not holding:
             return read
-        units = units_of([entry for entry in self.entries if entry.number in holding])
-        stage = f"refer-{stage}"
-        state = _Referring(
-            self.root,
-            self.entries,
-            self.harmless,
-            {name: sorted(partitions) for name, partitions in needed.items()},
-            stage,
-            self.work,
-        )
-        # Places are told by the unit, so the units' numbers must be those of the reading.
-        numbers = {(unit.files, unit.start): unit.number for unit in self.units}
-        units = [unit._replace(number=numbers.get((unit.files, unit.start), -1)) for unit in units]
-        self.engine.steps(_refer, stage, "reading what they refer to", units, self.entries, state)
-        for unit in units:
-            found = self.engine.done_step(f"{stage}/{step_name(unit)}", Referred)
-            path = self.work.path(f"{stage}/{step_name(unit)}.spool")
-            for partition, (offset, length) in found.index.items():
-                slices.setdefault(partition, []).append((path, offset, length))
+        sought = {name: sorted(partitions) for name, partitions in needed.items()}
+        for found in self.passes.refer(holding, sought, f"refer-{stage}"):
             for kind, count in found.read.items():
                 read[kind] = read.get(kind, 0) + count
         return read

@@ -29,7 +29,7 @@ from service.nightly.population import Population, local
 REFERRED = ("Medication", "ResearchStudy")
 # The partition of what is nobody's, but unreadable: every record must know of it.
 SHARED = -1
-_SHARED_LIMIT = 100
+SHARED_LIMIT = 100
 _LENGTH = Struct("<I")
 
 
@@ -354,12 +354,11 @@ class Route(Reader[RouteLine]):
     def _share(self, kind: str | None, raw: bytes, place: Place, full_url: str | None) -> None:
         self.found.shared += 1
         self.found.lost.append(Lost(UNREADABLE, self.file, place, kind))
-        if self.found.shared <= _SHARED_LIMIT:
+        if self.found.shared <= SHARED_LIMIT:
             self.spool.add(SHARED, Kept(None, False, place, full_url, raw))
         else:
             # More would add nothing but work: the type can't be trusted any more.
-            types = None if kind is None else frozenset((kind,))
-            self.replied(Reply(types=types, problem="many resources can't be read"))
+            self.replied(many_unreadable(kind))
 
     def lost(self, problem: str, place: Place | None, kind: str | None) -> None:
         """Note that something can't be read."""
@@ -386,6 +385,12 @@ class Route(Reader[RouteLine]):
         self.found.refers = {name: sorted(needed) for name, needed in self._refers.items()}
         self.found.bytes = self.bytes
         return self.found, parts
+
+
+def many_unreadable(kind: str | None) -> Reply:
+    """Say that too many resources (of a type) can't be read for each to go with every record."""
+    types = None if kind is None else frozenset((kind,))
+    return Reply(types=types, problem="many resources can't be read")
 
 
 def _why_skipped(kind: str) -> str:

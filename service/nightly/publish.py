@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
-from service.config import Settings
+from service.config import Settings, is_server
 from service.errors import SourceError, UsageError
 from service.fhir.http import Client, Transport, base_of
 from service.fhir.writing import Refused, Stored, Unavailable, Writing, decoded, encoded
@@ -122,7 +122,7 @@ def publish(
 
 def _check(settings: Settings, run: Run, trial: str) -> None:
     """Refuse a run that must not be written to the source; raises UsageError."""
-    if settings.source is None or "://" not in settings.source:
+    if settings.source is None or not is_server(settings.source):
         raise UsageError("results are written to the FHIR server they come from: name it as source")
     if run.status != "finished" or run.purged is not None:
         raise UsageError(f"run {run.id} is not finished, or was purged")

@@ -5,18 +5,25 @@ from __future__ import annotations
 import errno
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
 from service import __version__
-from service.config import Settings
+from service.config import Settings, is_server
 from service.criteria.trial import Trial
 from service.errors import ConfigurationError, UsageError
 from service.nightly.bulk import EXPORT, bulk_request, call_off, exported, with_export
 from service.nightly.directory import listing
-from service.nightly.engine import Engine, Evaluation, Progress, Searched
+from service.nightly.engine import (
+    Engine,
+    Evaluation,
+    Passes,
+    Progress,
+    Searched,
+    search_files,
+)
 from service.nightly.model import RunSpec, SearchFailed, Statement
 from service.nightly.work import Work, clear_parts, fingerprint, write_whole
 from service.results.report import Change
@@ -62,13 +69,17 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
     """
     if settings.source is None:
         raise UsageError("say where the records are with --source URL|DIR|FILE")
-    live = "://" in settings.source
+    live = is_server(settings.source)
     if (request.bulk or request.cohort) and not live:
         raise UsageError("--bulk and --cohort are for a server; a directory is searched whole")
-    if request.engine != "local":
-        raise UsageError(f"the engine {request.engine!r} is not available here")
     if request.bulk is not None:
         bulk_request(request.bulk, ())  # Another value is wrong usage before anything is done.
+    if request.engine == "spark" and live:
+        raise UsageError(
+            "--engine spark reads files: have the server export to where Spark can read"
+        )
+    if request.engine != "spark" and not live and "://" in settings.source:
+        raise UsageError("only --engine spark reads files by a URL")
     screening = build_screening(settings)
     materials = materials_of(mappings_dir(settings), settings.site, settings.attestations)
     spec = RunSpec(
@@ -93,7 +104,10 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
             if request.store is not None:
                 store = stack.enter_context(Store.open(request.store))
                 writer = stack.enter_context(store.locked())
-            search = _Search(settings, request, spec, evaluation, work, progress)
+            passes = None
+            if request.engine == "spark":
+                passes = stack.enter_context(_on_spark(settings.source, evaluation, work, progress))
+            search = _Search(settings, request, spec, evaluation, work, progress, passes)
             return search.run(writer, materials)
     except OSError as error:
         raise SearchFailed(_stopped(error)) from error
@@ -121,6 +135,23 @@ def _stopped(error: OSError) -> str:
     return f"the search could not go on ({reason}); the same command takes it up again"
 
 
+@contextmanager
+def _on_spark(
+    source: str, evaluation: Evaluation, work: Work, progress: Progress
+) -> Iterator[Passes]:
+    """Have the passes done by Spark; raises UsageError, SourceError, SearchFailed."""
+    try:
+        from service.nightly import spark  # noqa: PLC0415 - an extra, which need not be there
+    except ModuleNotFoundError as error:
+        raise UsageError(
+            "--engine spark needs pyspark: pip install 'trial-eligibility[spark]'"
+        ) from error
+    with spark.session() as session:
+        files = spark.files_of(session, source)
+        harmless = evaluation.screening.site.search.harmless_outcomes
+        yield spark.OnSpark(session, files, evaluation, harmless, work, progress)
+
+
 @dataclass(frozen=True, slots=True)
 class _Search:
     """One search: where it reads, where it works, where it writes."""
@@ -131,6 +162,7 @@ class _Search:
     evaluation: Evaluation
     work: Work
     progress: Progress
+    passes: Passes | None = None
 
     def run(self, writer: Writer | None, materials: Mapping[str, bytes]) -> Statement:
         self.work.begin(fingerprint(self._asked()), fresh=self.request.fresh, leaving=self._leaving)
@@ -156,10 +188,13 @@ class _Search:
         source = self.settings.source
         assert source is not None
         files: object = source
-        if "://" not in source:
+        if self.passes is not None:
+            files = [source, *self.passes.entries]
+        elif "://" not in source:
             files = [str(Path(source).absolute()), *listing(Path(source))]
         return {
             "form": _FORM,
+            "engine": self.request.engine,
             "trials": self.spec.trials,
             "as_of": self.spec.as_of,
             "versions": self.spec.versions,
@@ -170,18 +205,18 @@ class _Search:
         }
 
     def _searched(self) -> Searched:
+        if self.passes is not None:
+            return search_files(self.evaluation, self.passes)
         engine = Engine(self.evaluation, self.work, self.request.workers, self.progress)
-        site = self.evaluation.screening.site.search
-        harmless = site.harmless_outcomes
         source = self.settings.source
         assert source is not None
         if "://" not in source:
-            return engine.search_directory(Path(source), harmless, site)
+            return engine.search_directory(Path(source))
         if self.request.bulk is not None:
             request = bulk_request(self.request.bulk, self.evaluation.trials)
             folder = self.work.path(f"{EXPORT}/manifest.json").parent
             export = exported(self.settings, request, folder, self._report)
-            return with_export(engine.search_directory(folder, harmless, site), export)
+            return with_export(engine.search_directory(folder), export)
         raise UsageError("say how to search the server: --bulk system, or --cohort")
 
     def _report(self, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -75,11 +76,24 @@ def test_a_failed_search_ends_with_1(tmp_path: Path) -> None:
         (TRIAL, "--source", "IN", "--workers", "0"),
         (TRIAL, "--source", "IN", "--as-of", "yesterday"),
         (TRIAL, "--source", "IN", "--engine", "steam"),
+        (TRIAL, "--source", "https://fhir.example.org", "--bulk", "system", "--engine", "spark"),
+        (TRIAL, "--source", "IN", "--bulk", "system", "--engine", "spark"),
+        (TRIAL, "--source", "hdfs://cluster/export"),
     ],
 )
 def test_wrong_usage_ends_with_2(source: Path, tmp_path: Path, wrong: tuple[str, ...]) -> None:
     arguments = [str(source) if each == "IN" else each for each in wrong]
     assert run(*arguments, "--output", tmp_path / "out").exit_code == 2
+
+
+def test_without_pyspark_the_spark_engine_says_what_to_install(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "service.nightly.spark", raising=False)
+    monkeypatch.setitem(sys.modules, "pyspark", None)
+    found = run(TRIAL, "--source", source, "--engine", "spark", "--output", tmp_path / "out")
+    assert found.exit_code == 2
+    assert "pip install 'trial-eligibility[spark]'" in found.output
 
 
 def test_a_second_search_in_the_same_folder_replaces_the_first(
