@@ -36,7 +36,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("service.nightly", "service.storage"),
     ("service.config", "service.wiring"),
     # The use case itself is started from the command line, the web and the worker.
-    ("service.nightly.screen",),
+    ("service.nightly.screen", "service.nightly.after"),
+    ("service.jobs",),
     ("service.web", "service.cli", "service.__main__"),
 )
 # What evaluates a patient, and what is written of it.
