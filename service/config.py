@@ -32,6 +32,9 @@ class Settings:
     mappings: Path | None = None
     attestations: Path | None = None
     store: str | None = field(default=None, repr=False)
+    data: Path = Path("eligibility-data")
+    job_days: int = 7
+    searches: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 2
@@ -61,6 +64,7 @@ class Settings:
     caller_audience: str | None = None
     caller_algorithms: tuple[str, ...] = ("RS256", "RS384", "ES256", "ES384")
     caller_scope: str = "eligibility.evaluate"
+    screen_scope: str = "eligibility.screen"
     max_body_bytes: int = 16 * 1024 * 1024
     max_depth: int = 64
     max_entries: int = 20_000
@@ -214,6 +218,9 @@ SETTINGS: tuple[Setting, ...] = (
         _text,
         secret=True,
     ),
+    Setting("data", "folder that the worker keeps its jobs' searches in", _path),
+    Setting("job_days", "days for which a job's result is kept", _whole(1, 3_650)),
+    Setting("searches", "file of the searches that the worker runs at their times", _path),
     Setting("host", "address to listen on", _host),
     Setting("port", "port to listen on; 0 takes a free one", _whole(0, _MAX_PORT)),
     Setting("workers", "number of server processes", _whole(1, 64)),
@@ -270,6 +277,7 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("caller_audience", "audience (aud) that callers' tokens must name", _text),
     Setting("caller_algorithms", "signature algorithms accepted", _algorithms),
     Setting("caller_scope", "scope that callers' tokens must hold", _text),
+    Setting("screen_scope", "scope that a caller needs to start searches", _text),
     Setting("max_body_bytes", "greatest size of a request's body", _whole(1_024, 2**31)),
     Setting("max_depth", "greatest depth of a request's JSON", _whole(8, 256)),
     Setting("max_entries", "greatest number of resources in a request", _whole(1, 1_000_000)),
@@ -366,7 +374,7 @@ def _check(settings: Settings) -> None:
 def _check_files(settings: Settings) -> None:
     for setting in SETTINGS:
         path = getattr(settings, setting.field)
-        if not isinstance(path, Path):
+        if not isinstance(path, Path) or setting.field == "data":  # which is made when needed
             continue
         found = path.is_dir() if setting.field == "mappings" else path.is_file()
         if not found:

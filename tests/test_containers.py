@@ -33,7 +33,9 @@ def test_the_compose_file_follows_the_compose_specification() -> None:
     reader = PyOptions(apply_merge=True)
     compose = reader.from_yaml(COMPOSE.read_text(encoding="utf-8"))
     compose.validate()
-    assert set(compose.service_names()) == {"secrets", "db", "fhir", "loader", "eligibility"}
+    assert set(compose.service_names()) == {
+        "secrets", "db", "fhir", "loader", "eligibility", "worker",
+    }  # fmt: skip
 
 
 @pytest.mark.integration
@@ -84,7 +86,7 @@ def test_ports_are_published_on_the_loopback_address_only(services: dict[str, An
     assert all(port.startswith("127.0.0.1:") for port in ports)
 
 
-@pytest.mark.parametrize("name", ["loader", "eligibility"])
+@pytest.mark.parametrize("name", ["loader", "eligibility", "worker"])
 def test_our_containers_are_read_only_and_without_privileges(
     services: dict[str, Any], name: str
 ) -> None:
@@ -128,6 +130,6 @@ def test_the_script_of_the_secrets_makes_each_once(
     settings = YAML(typ="safe", pure=True).load(first["fhir/application.yaml"])
     assert settings["spring"]["datasource"]["password"] == first["db/password"]
     digest = hashlib.sha256(first["demo/key"].encode()).hexdigest()
-    assert first["callers/keys"] == f"demo sha256:{digest}\n"
+    assert first["callers/keys"] == f"demo sha256:{digest} eligibility.screen\n"
     assert first["demo/key"] != first["db/password"]
     assert run() == first

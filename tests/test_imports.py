@@ -43,6 +43,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
         "service.nightly.digest",
     ),
     ("service.nightly.after",),
+    ("service.jobs",),
     ("service.web", "service.cli", "service.__main__"),
 )
 # What evaluates a patient, and what is written of it.

@@ -25,6 +25,7 @@ _COMMANDS: Mapping[str, str] = {
     "digest": "Send what changed by mail or webhook.",
     "purge": "Remove patients' data of old runs.",
     "serve": "Serve the HTTP API.",
+    "worker": "Run the searches that callers and the schedule ask for.",
     "demo": "Try the service on the shipped, invented patients.",
     "explain": "Print what a trial's criteria look for, in words.",
     "check": "Check the mapping files.",

@@ -58,7 +58,7 @@ def _option(setting: Setting) -> Callable[[_F], _F]:
 def _metavar(setting: Setting) -> str:
     if setting.field == "source":
         return "URL|DIR|FILE"
-    if setting.field.endswith("_file") or setting.field == "site":
+    if setting.field.endswith("_file") or setting.field in ("site", "searches"):
         return "FILE"
     return setting.field.rsplit("_", 1)[-1].upper()
 

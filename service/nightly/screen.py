@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
@@ -43,7 +43,7 @@ class Request:
     """What is asked of a search, beside the settings.
 
     ``bulk`` and ``cohort`` as in ``RunSpec``; ``fresh``: nothing of an earlier, unfinished
-    search is taken up.
+    search is taken up. ``begun`` is told the number of the run that is kept in the store.
     """
 
     trials: tuple[str, ...]
@@ -55,6 +55,7 @@ class Request:
     engine: str = "local"
     fresh: bool = False
     workers: int = 1
+    begun: Callable[[int], None] | None = None
 
 
 def no_progress(stage: str, done: int, total: int) -> None:
@@ -169,6 +170,8 @@ class _Search:
         opened = None
         if writer is not None:
             opened = writer.begin(self.spec, key=self.work.key, materials=materials)
+            if self.request.begun is not None:
+                self.request.begun(opened.id)
         searched = self._searched()
         statement = stated(self.spec, self.evaluation.trials, searched, self.work)
         changes: Iterable[Change] | None = None

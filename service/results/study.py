@@ -19,6 +19,7 @@ from service.terms import CodeSet, Role, Row
 Json = dict[str, Any]
 
 OPERATION = "evaluate-eligibility"
+SCREEN = "screen"
 # Of the definitions this version of the program publishes.
 DEFINED = "2026-11-22"
 _REGISTRY = re.compile(r"NCT\d{8}")
@@ -243,6 +244,43 @@ def operation_definition(base: str) -> Json:
     }  # fmt: skip
 
 
+def screen_definition(base: str) -> Json:
+    """Write what the search for candidates takes and returns."""
+    return {
+        "resourceType": "OperationDefinition",
+        "id": SCREEN,
+        "url": f"{base}/OperationDefinition/{SCREEN}",
+        "version": __version__,
+        "name": "ScreenPatients",
+        "title": "Search the source's patients for candidates of a trial",
+        "status": "active",
+        "kind": "operation",
+        "date": DEFINED,
+        "description": (
+            "Evaluates all patients of the source who may be in the trial's population, keeps "
+            "the verdicts, and gives the candidates. Only asynchronously (Prefer: "
+            "respond-async): the answer's Content-Location is to be asked for the result."
+        ),
+        "affectsState": True,
+        "code": SCREEN,
+        "resource": ["ResearchStudy"],
+        "system": False,
+        "type": False,
+        "instance": True,
+        "parameter": [
+            _parameter("asOf", "date", "The day the patients are evaluated as of; by default "
+                       "today at the site"),
+            _parameter("bulk", "string", "Read the records by a Bulk Data export of this: "
+                       "system, patient or group/ID"),
+            _parameter("cohort", "Reference", "Search only these patients: a Group or List of "
+                       "the source; not with bulk"),
+            _parameter("fresh", "boolean", "Take up nothing of an earlier search"),
+            _parameter("return", "Bundle", "Group and List of the candidates, and a Parameters "
+                       "that states how complete the search was", use="out", minimum=1),
+        ],
+    }  # fmt: skip
+
+
 def _parameter(
     name: str, kind: str, text: str, *, use: str = "in", minimum: int = 0, maximum: str = "1"
 ) -> Json:
@@ -256,11 +294,16 @@ def _parameter(
     }
 
 
-def capability_statement(base: str, url: str, *, secured: bool) -> Json:
-    """Write what the service offers; ``url`` is its own base URL."""
+def capability_statement(base: str, url: str, *, secured: bool, searches: bool = False) -> Json:
+    """Write what the service offers; ``url`` is its own base URL.
+
+    ``searches``: whether it can be asked to search for candidates.
+    """
     study = _offered("ResearchStudy", ("_id", "token"), ("identifier", "token"))
-    definition = f"{base}/OperationDefinition/{OPERATION}"
-    study["operation"] = [{"name": OPERATION, "definition": definition}]
+    names = (OPERATION, SCREEN) if searches else (OPERATION,)
+    study["operation"] = [
+        {"name": name, "definition": f"{base}/OperationDefinition/{name}"} for name in names
+    ]
     rest: Json = {
         "mode": "server",
         "resource": [

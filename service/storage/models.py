@@ -300,3 +300,55 @@ class DigestRow(Base):
     attempts: Mapped[int]
     at: Mapped[str]
     problem: Mapped[str | None]
+
+
+class JobRow(Base):
+    """A search that somebody asked the service for, or that its schedule did.
+
+    ``key`` names it to callers; ``state`` is that of ``service.jobs.model.State``. ``asked``
+    is JSON, ``digest`` one over it, by which the same request is known again. ``attempt``
+    counts how often it was taken up, and keeps a worker that lost it from writing on;
+    ``setbacks`` how often it was cut short by a fault or its worker's death. ``touched`` is
+    the worker's last sign of life, ``due`` the instant before which it is not taken up.
+    ``search`` and ``slot`` are the schedule's, ``requester`` is the caller's name.
+    """
+
+    __tablename__ = "jobs"
+
+    number: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
+    key: Mapped[str] = mapped_column(unique=True)
+    state: Mapped[str] = mapped_column(index=True)
+    asked: Mapped[str]
+    digest: Mapped[str]
+    requester: Mapped[str | None]
+    search: Mapped[str | None]
+    slot: Mapped[str | None]
+    attempt: Mapped[int]
+    setbacks: Mapped[int]
+    worker: Mapped[str | None]
+    created: Mapped[str]
+    due: Mapped[str]
+    started: Mapped[str | None]
+    touched: Mapped[str | None]
+    finished: Mapped[str | None]
+    stage: Mapped[str]
+    done: Mapped[int]
+    total: Mapped[int]
+    run_id: Mapped[int | None] = mapped_column(ForeignKey("runs.id"))
+    complete: Mapped[bool | None]
+    code: Mapped[str | None]
+    problem: Mapped[str | None]
+
+
+class SlotRow(Base):
+    """A time at which a search of the schedule was due, and the job that it became.
+
+    The first row of a search has no job: it notes when the search was first seen, so that
+    no time before that is made up for.
+    """
+
+    __tablename__ = "slots"
+
+    search: Mapped[str] = mapped_column(primary_key=True)
+    slot: Mapped[str] = mapped_column(primary_key=True)
+    job: Mapped[int | None] = mapped_column(ForeignKey("jobs.number"))

@@ -15,7 +15,7 @@ from service.errors import EligibilityError, Overloaded
 from service.fhir.source import Source
 from service.results.outcome import issue, of_error, operation_outcome
 from service.screening import Screening
-from service.web import definitions, health, operation, results
+from service.web import definitions, health, operation, results, screen
 from service.web.callers import NotAuthenticated, build_callers
 from service.web.logs import LOGGER, error_fields
 from service.web.negotiation import answer, check_accept
@@ -46,6 +46,7 @@ def build_app(settings: Settings, screening: Screening | None, source: Source | 
     # Werkzeug refuses a larger body, with or without Content-Length.
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.register_blueprint(operation.blueprint)
+    app.register_blueprint(screen.blueprint)
     name, shelf = results.put_up(settings)
     app.extensions[name] = shelf
     app.register_blueprint(definitions.blueprint)
@@ -74,7 +75,8 @@ def _begin() -> None:
     current = state()
     address = f"address {request.remote_addr}"
     try:
-        g.caller = current.callers.identify(request.headers.get("Authorization"))
+        scope = current.settings.screen_scope if request.blueprint == "screen" else None
+        g.caller = current.callers.identify(request.headers.get("Authorization"), scope)
     except NotAuthenticated:
         # Guessing is slowed down too.
         current.rate.take(address)

@@ -18,7 +18,9 @@ import jwt
 from service.config import Settings, check_exposure
 from service.errors import ConfigurationError, EligibilityError
 
-_LINE = re.compile(r"(?P<name>[A-Za-z0-9._-]{1,64})\s+sha256:(?P<hash>[0-9a-f]{64})")
+_LINE = re.compile(
+    r"(?P<name>[A-Za-z0-9._-]{1,64})\s+sha256:(?P<hash>[0-9a-f]{64})(?P<scopes>(\s+[!-~]+)*)"
+)
 _BEARER = re.compile(r"[Bb]earer +([A-Za-z0-9._~+/=-]{1,16384})")
 _SHORTEST_KEY = 24
 _LEEWAY_SECONDS = 30
@@ -51,17 +53,18 @@ class IssuerUnreachable(EligibilityError):
 class Callers(Protocol):
     """Finds out who calls."""
 
-    def identify(self, authorization: str | None) -> str | None:
+    def identify(self, authorization: str | None, scope: str | None = None) -> str | None:
         """Give the caller's name, or None if callers aren't asked for one.
 
-        Raises NotAuthenticated, NotAllowed, IssuerUnreachable.
+        ``scope``: what the caller must hold instead of the scope to evaluate. Raises
+        NotAuthenticated, NotAllowed, IssuerUnreachable.
         """
 
 
 class Anyone:
     """Lets everyone in: only for a service that listens on a loopback address."""
 
-    def identify(self, authorization: str | None) -> str | None:
+    def identify(self, authorization: str | None, scope: str | None = None) -> str | None:
         """Ask nothing."""
         return None
 
@@ -69,14 +72,15 @@ class Anyone:
 class KeyHolders:
     """Callers with keys; the file holds a name and the SHA-256 of each key.
 
-    Keys are random, so that a plain hash can't be reversed; comparing digests takes the
-    same time for each.
+    After these may come scopes beside the one to evaluate, which every key has. Keys are
+    random, so that a plain hash can't be reversed; comparing digests takes the same time for
+    each.
     """
 
     def __init__(self, file: Path) -> None:
-        self._names = _read_keys(file)
+        self._names, self._scopes = _read_keys(file)
 
-    def identify(self, authorization: str | None) -> str | None:
+    def identify(self, authorization: str | None, scope: str | None = None) -> str | None:
         """Find the key's holder."""
         key = _bearer(authorization)
         if len(key) < _SHORTEST_KEY:
@@ -88,6 +92,8 @@ class KeyHolders:
                 found = name
         if found is None:
             raise NotAuthenticated("the key is not known")
+        if scope is not None and scope not in self._scopes[digest]:
+            raise NotAllowed(f"the key lacks the scope {scope}")
         return found
 
 
@@ -96,22 +102,27 @@ def hash_key(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def _read_keys(file: Path) -> dict[str, str]:
+def _read_keys(file: Path) -> tuple[dict[str, str], dict[str, frozenset[str]]]:
+    """Give the names and the scopes of keys by their hashes."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"the file of keys {file.name} can't be read") from error
     names: dict[str, str] = {}
+    scopes: dict[str, frozenset[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip() or line.lstrip().startswith("#"):
             continue
         found = _LINE.fullmatch(line.strip())
         if found is None:
-            raise ConfigurationError(f"{file.name}:{number}: a line is `name sha256:HEX`")
+            raise ConfigurationError(
+                f"{file.name}:{number}: a line is `name sha256:HEX [SCOPE...]`"
+            )
         names[found["hash"]] = found["name"]
+        scopes[found["hash"]] = frozenset(found["scopes"].split())
     if not names:
         raise ConfigurationError(f"the file of keys {file.name} holds none")
-    return names
+    return names, scopes
 
 
 class TokenHolders:
@@ -129,7 +140,7 @@ class TokenHolders:
         self._lock = threading.Lock()
         self._unknown_until = 0.0
 
-    def identify(self, authorization: str | None) -> str | None:
+    def identify(self, authorization: str | None, scope: str | None = None) -> str | None:
         """Check signature, algorithm, issuer, audience, times and scope."""
         token = _bearer(authorization)
         key = self._key(token)
@@ -148,8 +159,9 @@ class TokenHolders:
             raise NotAuthenticated("the token is not valid") from error
         scopes = claims.get("scope", "")
         granted = scopes.split() if isinstance(scopes, str) else scopes
-        if not isinstance(granted, list) or self._settings.caller_scope not in granted:
-            raise NotAllowed(f"the token lacks the scope {self._settings.caller_scope}")
+        wanted = self._settings.caller_scope if scope is None else scope
+        if not isinstance(granted, list) or wanted not in granted:
+            raise NotAllowed(f"the token lacks the scope {wanted}")
         caller = claims.get("client_id") or claims.get("azp") or claims.get("sub")
         return caller if isinstance(caller, str) else "token"
 

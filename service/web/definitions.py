@@ -12,16 +12,18 @@ from flask import Blueprint, Response, request
 from service.errors import RequestError
 from service.results.study import (
     OPERATION,
+    SCREEN,
     capability_statement,
     group,
     operation_definition,
     plan_definition,
     research_study,
+    screen_definition,
     searchset,
     value_set,
 )
 from service.web.negotiation import answer, check_accept
-from service.web.state import State, base_url, state
+from service.web.state import State, base_url, offers_searches, state
 
 blueprint = Blueprint("definitions", __name__, url_prefix="/fhir")
 
@@ -53,6 +55,8 @@ def _value_sets(current: State) -> Iterator[tuple[str, Callable[[], Json]]]:
 
 def _operations(current: State) -> Iterator[tuple[str, Callable[[], Json]]]:
     yield OPERATION, partial(operation_definition, current.settings.canonical_base)
+    if offers_searches(current.settings):
+        yield SCREEN, partial(screen_definition, current.settings.canonical_base)
 
 
 _OFFERED: Mapping[str, Callable[[State], Iterator[tuple[str, Callable[[], Json]]]]] = {
@@ -70,7 +74,12 @@ def metadata() -> Response:
     check_accept()
     settings = state().settings
     secured = settings.caller_auth != "none"
-    return answer(capability_statement(settings.canonical_base, base_url(), secured=secured))
+    searches = offers_searches(settings)
+    return answer(
+        capability_statement(
+            settings.canonical_base, base_url(), secured=secured, searches=searches
+        )
+    )
 
 
 @blueprint.get(f"/<any({','.join(_OFFERED)}):kind>")

@@ -9,8 +9,10 @@ from flask import Blueprint, Response
 
 from service import __version__
 from service.errors import EligibilityError
+from service.web.jobmetrics import jobs_page
 from service.web.openapi import openapi
-from service.web.state import state
+from service.web.screen import board
+from service.web.state import offers_searches, state
 
 blueprint = Blueprint("health", __name__)
 
@@ -43,7 +45,10 @@ def readyz() -> Response:
 @blueprint.get("/metrics")
 def metrics() -> Response:
     """Give the metrics to Prometheus."""
-    page, media_type = state().metrics.page()
+    current = state()
+    page, media_type = current.metrics.page()
+    if offers_searches(current.settings):
+        page += jobs_page(board)
     return Response(page, content_type=media_type)
 
 

@@ -6,8 +6,9 @@ from typing import Any
 
 from service import __version__
 from service.config import Settings
-from service.results.study import OPERATION
+from service.results.study import OPERATION, SCREEN
 from service.web.parameters import READ_TYPES
+from service.web.state import offers_searches
 
 Json = dict[str, Any]
 
@@ -31,6 +32,10 @@ _ERRORS = {
     "504": "the hospital's server, or the evaluation, did not end in time",
 }
 _READ_ERRORS = ("400", "401", "403", "404", "406", "410", "429", "500", "503")
+_BULK = "^(system|patient|group/[A-Za-z0-9.-]{1,64})$"
+_COHORT = "^(Group|List)/[A-Za-z0-9.-]{1,64}$"
+_PROGRESS = ("X-Progress", "Retry-After")
+_JOB_ERRORS = ("401", "403", "404", "406", "429", "500", "503")
 
 
 def openapi(trials: list[str], settings: Settings) -> Json:
@@ -43,6 +48,13 @@ def openapi(trials: list[str], settings: Settings) -> Json:
         "/metrics": {"get": _plain("Metrics for Prometheus", "200", media="text/plain")},
         "/openapi.json": {"get": _plain("This document", "200")},
     }
+    if offers_searches(settings):
+        paths[f"/fhir/ResearchStudy/{{trial}}/${SCREEN}"] = {"post": _screen(trials)}
+        paths["/fhir/jobs/{job}"] = {
+            "get": _poll(),
+            "delete": _cancel(),
+            "parameters": [_path_parameter("job")],
+        }
     for kind in _DEFINITIONS:
         paths[f"/fhir/{kind}"] = {"get": _get("Bundle", f"Search {kind}", "_id")}
         paths[f"/fhir/{kind}/{{id}}"] = {"get": _get(kind, f"Read one {kind}")}
@@ -107,6 +119,57 @@ def _operation(trials: list[str]) -> Json:
     }
 
 
+def _screen(trials: list[str]) -> Json:
+    preference = {
+        "name": "Prefer",
+        "in": "header",
+        "required": True,
+        "schema": {"type": "string", "enum": ["respond-async"]},
+    }
+    refused = ("400", "401", "403", "404", "406", "413", "415", "429", "500", "503")
+    return {
+        "operationId": "screen",
+        "summary": "Ask for a search for candidates of a trial",
+        "parameters": [_path_parameter("trial", trials), preference],
+        "requestBody": {
+            "required": True,
+            "content": {_FHIR: {"schema": _ref("ScreenParameters")}},
+        },
+        "responses": {
+            "202": _accepted("the search is taken up", "Content-Location", *_PROGRESS),
+            **_errors(refused),
+        },
+    }
+
+
+def _poll() -> Json:
+    return {
+        "operationId": "pollSearch",
+        "summary": "Ask how far a search is, or for its result",
+        "responses": {
+            "200": _fhir_answer("Group and List of the candidates, and the statement", "Bundle"),
+            "202": _accepted("the search is not done", *_PROGRESS),
+            **_errors(_JOB_ERRORS),
+        },
+    }
+
+
+def _cancel() -> Json:
+    return {
+        "operationId": "cancelSearch",
+        "summary": "Cancel a search, or give up its result",
+        "responses": {
+            "202": _accepted("the search is cancelled"),
+            **_errors(_JOB_ERRORS),
+        },
+    }
+
+
+def _accepted(text: str, *headers: str) -> Json:
+    described = {name: {"schema": {"type": "string"}} for name in headers}
+    return _fhir_answer(text, "OperationOutcome") | ({"headers": described} if headers else {})
+
+
 def _get(kind: str, summary: str, *query: str) -> Json:
     return {
         "summary": summary,
@@ -163,6 +226,11 @@ def _schemas() -> Json:
         "required": ["reference"],
         "properties": {"reference": {"type": "string", "example": "Patient/123"}},
     }
+    cohort = {
+        "type": "object",
+        "required": ["reference"],
+        "properties": {"reference": {"type": "string", "pattern": _COHORT}},
+    }
     anything = {
         "type": "object",
         "required": ["resourceType"],
@@ -194,6 +262,24 @@ def _schemas() -> Json:
                             _named("data", "resource", anything),
                             _named("useServerData", "valueBoolean", {"type": "boolean"}),
                             _named("completeTypes", "valueCode", types),
+                        ]
+                    },
+                },
+            },
+        },
+        "ScreenParameters": {
+            "type": "object",
+            "required": ["resourceType"],
+            "properties": {
+                "resourceType": {"type": "string", "enum": ["Parameters"]},
+                "parameter": {
+                    "type": "array",
+                    "items": {
+                        "oneOf": [
+                            _named("asOf", "valueDate", {"type": "string", "format": "date"}),
+                            _named("bulk", "valueString", {"type": "string", "pattern": _BULK}),
+                            _named("cohort", "valueReference", cohort),
+                            _named("fresh", "valueBoolean", {"type": "boolean"}),
                         ]
                     },
                 },

@@ -27,7 +27,7 @@ def evaluate(trial_id: str) -> Response:
     current = state()
     trial = current.screening.trial(trial_id)
     check_body_type()
-    question = read_parameters(_body(current.settings.max_body_bytes), current.limits)
+    question = read_parameters(body_of(current.settings.max_body_bytes), current.limits)
     verdict = current.gate.run(lambda: _evaluate(current, trial, question))
     current.metrics.verdicts.labels(verdict.trial, verdict.code.value).inc()
     return answer(
@@ -39,7 +39,7 @@ def evaluate(trial_id: str) -> Response:
     )
 
 
-def _body(limit: int) -> bytes:
+def body_of(limit: int) -> bytes:
     """Read the body; one sent in chunks is only known to be too large when it is read."""
     body = request.get_data(cache=False)
     if request.content_length is None and len(body) >= limit:

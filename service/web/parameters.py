@@ -6,6 +6,7 @@ Source: FHIR R4 Parameters; the OperationDefinition this service publishes.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 
@@ -24,18 +25,21 @@ READ_TYPES = (*CLINICAL_TYPES, "Patient", "Medication", "ResearchStudy")
 _TOO_LARGE = 413
 
 
-class _Parameter(msgspec.Struct, frozen=True, rename="camel"):
+class Parameter(msgspec.Struct, frozen=True, rename="camel"):
+    """A parameter, with the values that the operations take."""
+
     name: str
     value_reference: Reference | None = None
     value_date: str | None = None
     value_boolean: bool | None = None
     value_code: str | None = None
+    value_string: str | None = None
     resource: msgspec.Raw = msgspec.Raw()
 
 
 class _Parameters(msgspec.Struct, frozen=True, rename="camel"):
     resource_type: str
-    parameter: tuple[_Parameter, ...] = ()
+    parameter: tuple[Parameter, ...] = ()
 
 
 _DECODER = msgspec.json.Decoder(_Parameters)
@@ -59,6 +63,16 @@ class Question:
 
 def read_parameters(body: bytes, limits: Limits) -> Question:
     """Read the body of the operation; raises RequestError naming what is wrong with it."""
+    return _question(named_parameters(body, limits, _KNOWN, _ONCE))
+
+
+def named_parameters(
+    body: bytes, limits: Limits, known: Sequence[str], once: Sequence[str]
+) -> dict[str, list[tuple[int, Parameter]]]:
+    """Read a Parameters resource: by name, each with its place.
+
+    Raises RequestError for one that is not known, or given twice though it may be but once.
+    """
     found = _decode(body)
     if deeper_than(body, limits.depth):
         raise RequestError(
@@ -66,27 +80,27 @@ def read_parameters(body: bytes, limits: Limits) -> Question:
             status=_TOO_LARGE,
             code="too-costly",
         )
-    by_name: dict[str, list[tuple[int, _Parameter]]] = {}
+    by_name: dict[str, list[tuple[int, Parameter]]] = {}
     for index, parameter in enumerate(found.parameter):
-        if parameter.name not in _KNOWN:
+        if parameter.name not in known:
             raise RequestError(
-                f"there is no such parameter; there are {', '.join(_KNOWN)}",
+                f"there is no such parameter; there are {', '.join(known)}",
                 code="not-supported",
-                expression=_at(index, "name"),
+                expression=at(index, "name"),
             )
         by_name.setdefault(parameter.name, []).append((index, parameter))
-    for name in _ONCE:
+    for name in once:
         if len(by_name.get(name, ())) > 1:
             second = by_name[name][1][0]
-            raise RequestError(f"{name} is given more than once", expression=_at(second))
-    return _question(by_name)
+            raise RequestError(f"{name} is given more than once", expression=at(second))
+    return by_name
 
 
-def _question(by_name: dict[str, list[tuple[int, _Parameter]]]) -> Question:
-    subject = _one(by_name, "subject")
-    as_of = _one(by_name, "asOf")
-    data = _one(by_name, "data")
-    use_server = _one(by_name, "useServerData")
+def _question(by_name: dict[str, list[tuple[int, Parameter]]]) -> Question:
+    subject = one(by_name, "subject")
+    as_of = one(by_name, "asOf")
+    data = one(by_name, "data")
+    use_server = one(by_name, "useServerData")
     handed_in = None if data is None else _data(*data)
     reference = None if subject is None else _subject(*subject)
     if "completeTypes" in by_name and handed_in is None:
@@ -94,16 +108,15 @@ def _question(by_name: dict[str, list[tuple[int, _Parameter]]]) -> Question:
     return Question(
         reference=reference.reference if reference else None,
         identifier=reference.identifier if reference else None,
-        as_of=None if as_of is None else _as_of(*as_of),
+        as_of=None if as_of is None else day_of(*as_of),
         data=handed_in,
-        use_server=handed_in is None if use_server is None else _flag(*use_server),
+        use_server=handed_in is None if use_server is None else flag_of(*use_server),
         complete_types=_types(by_name["completeTypes"]) if "completeTypes" in by_name else None,
     )
 
 
-def _one(
-    by_name: dict[str, list[tuple[int, _Parameter]]], name: str
-) -> tuple[int, _Parameter] | None:
+def one(by_name: dict[str, list[tuple[int, Parameter]]], name: str) -> tuple[int, Parameter] | None:
+    """Give the parameter of a name with its place, if there is one."""
     found = by_name.get(name)
     return found[0] if found else None
 
@@ -130,18 +143,19 @@ def _decode(body: bytes) -> _Parameters:
     return found
 
 
-def _subject(index: int, parameter: _Parameter) -> Reference:
+def _subject(index: int, parameter: Parameter) -> Reference:
     found = parameter.value_reference
     if found is None or not (found.reference or (found.identifier and found.identifier.value)):
         raise RequestError(
             "subject needs a valueReference with a reference to the Patient, as Patient/123",
             code="required",
-            expression=_at(index, "value"),
+            expression=at(index, "value"),
         )
     return found
 
 
-def _as_of(index: int, parameter: _Parameter) -> date:
+def day_of(index: int, parameter: Parameter) -> date:
+    """Read a whole day; raises RequestError."""
     text = parameter.value_date or ""
     try:
         if _DAY.fullmatch(text):
@@ -151,39 +165,41 @@ def _as_of(index: int, parameter: _Parameter) -> date:
     raise RequestError(
         "asOf needs a valueDate that is a whole day, as 2026-11-01",
         code="value",
-        expression=_at(index, "value"),
+        expression=at(index, "value"),
     )
 
 
-def _data(index: int, parameter: _Parameter) -> bytes:
+def _data(index: int, parameter: Parameter) -> bytes:
     raw = bytes(parameter.resource)
     if not raw.startswith(b"{"):
         raise RequestError(
             "data needs a resource: a Bundle or a single one",
             code="required",
-            expression=_at(index, "resource"),
+            expression=at(index, "resource"),
         )
     return raw
 
 
-def _flag(index: int, parameter: _Parameter) -> bool:
+def flag_of(index: int, parameter: Parameter) -> bool:
+    """Read true or false; raises RequestError."""
     if parameter.value_boolean is None:
         raise RequestError(
-            "useServerData needs a valueBoolean", code="value", expression=_at(index, "value")
+            f"{parameter.name} needs a valueBoolean", code="value", expression=at(index, "value")
         )
     return parameter.value_boolean
 
 
-def _types(found: list[tuple[int, _Parameter]]) -> frozenset[str]:
+def _types(found: list[tuple[int, Parameter]]) -> frozenset[str]:
     for index, parameter in found:
         if parameter.value_code not in READ_TYPES:
             raise RequestError(
                 f"completeTypes needs a valueCode that is one of {', '.join(READ_TYPES)}",
                 code="value",
-                expression=_at(index, "value"),
+                expression=at(index, "value"),
             )
     return frozenset(parameter.value_code or "" for _, parameter in found)
 
 
-def _at(index: int, name: str | None = None) -> str:
+def at(index: int, name: str | None = None) -> str:
+    """Name the place of a parameter, for an error."""
     return f"Parameters.parameter[{index}]" + (f".{name}" if name else "")

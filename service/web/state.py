@@ -87,6 +87,11 @@ def state() -> State:
     return found
 
 
+def offers_searches(settings: Settings) -> bool:
+    """Tell whether callers can ask for searches: these need a source and a store."""
+    return settings.store is not None and settings.source is not None
+
+
 def base_url() -> str:
     """Give the public base URL of the FHIR endpoint."""
     return state().settings.base_url or f"{request.root_url.rstrip('/')}/fhir"

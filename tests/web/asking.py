@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from flask import Flask
@@ -76,6 +77,12 @@ class Hospital:
 def app_of(source: Hospital | None = None, **settings: Any) -> Flask:
     settings = {"rate_per_minute": 0} | settings
     return create_app(Settings(**settings), screening(), source or Hospital(PATIENT, LEUKAEMIA))
+
+
+def searching_app(folder: Path) -> Flask:
+    """Make an application that takes up searches, with its store in a folder."""
+    settings = Settings(source=BASE, store=str(folder / "store.db"), rate_per_minute=0)
+    return create_app(settings, screening(), Hospital(PATIENT, LEUKAEMIA))
 
 
 def parameters(*given: dict[str, Any]) -> dict[str, Any]:

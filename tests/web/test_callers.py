@@ -200,6 +200,16 @@ def test_a_token_without_the_scope_may_not(guarded: Flask, scope: object) -> Non
     assert refusal(reply)["code"] == "forbidden"
 
 
+@pytest.mark.parametrize(
+    ("scope", "expected"),
+    [("eligibility.evaluate", 403), ("eligibility.screen", 404), ("x eligibility.screen", 404)],
+)
+def test_a_search_needs_a_scope_of_its_own(guarded: Flask, scope: str, expected: int) -> None:
+    """404: past the door, there is no such search."""
+    headers = {"Authorization": f"Bearer {token(scope=scope)}"}
+    assert guarded.test_client().get("/fhir/jobs/none", headers=headers).status_code == expected
+
+
 def test_an_issuer_that_cannot_be_reached_is_no_answer_on_the_caller(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.results.shapes import check_r4b
-from tests.web.asking import TRIAL, app_of, refusal
+from tests.web.asking import TRIAL, app_of, refusal, searching_app
 
 APP = app_of(base_url="https://public.example/fhir")
 
@@ -79,11 +80,17 @@ def test_the_verdicts_canonical_urls_lead_to_what_is_served() -> None:
     assert study["operation"][0]["definition"] == definition["url"]
 
 
-def test_the_openapi_document_names_every_route() -> None:
-    document = APP.test_client().get("/openapi.json").get_json()
-    served = {rule.rule for rule in APP.url_map.iter_rules() if "any(" not in rule.rule}
+def test_the_openapi_document_names_every_route(tmp_path: Path) -> None:
+    app = searching_app(tmp_path)
+    document = app.test_client().get("/openapi.json").get_json()
+    served = {rule.rule for rule in app.url_map.iter_rules() if "any(" not in rule.rule}
     paths = set(document["paths"])
-    names = {"<trial_id>": "{trial}", "<name>": "{id}", "<run>": "{run}"}
+    names = {
+        "<trial_id>": "{trial}",
+        "<name>": "{id}",
+        "<run>": "{run}",
+        "<key>": "{job}",
+    }
     for given, written in names.items():
         served = {rule.replace(given, written) for rule in served}
     assert served <= paths

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("schemathesis", reason="SCHEMATHESIS IS MISSING: install the dev extra")
@@ -10,11 +13,13 @@ import schemathesis
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from tests.web.asking import app_of
+from tests.web.asking import searching_app
 
 pytestmark = pytest.mark.integration
 
-schema = schemathesis.openapi.from_wsgi("/openapi.json", app_of())
+# With a store and a source, so that searches are offered too; nobody runs them.
+folder = tempfile.TemporaryDirectory()
+schema = schemathesis.openapi.from_wsgi("/openapi.json", searching_app(Path(folder.name)))
 
 
 @schema.parametrize()

@@ -1,0 +1,1 @@
+"""Searches as jobs: asked for over HTTP or by a schedule, run by workers."""
