@@ -39,9 +39,13 @@ class Screening:
 
     def verdict(self, trial: Trial, record: PatientRecord, as_of: date) -> Verdict:
         """Evaluate a record for a trial as of a day in the site's time zone."""
+        facts = facts_of(record, self.terms, self.site)
+        return evaluate(trial, facts, as_of, self.attested(record))
+
+    def attested(self, record: PatientRecord) -> tuple[Attestation, ...]:
+        """Give the attestations on a patient, by any of the ids."""
         keys = set(record.patient_ids)
-        own = tuple(entry for entry in self.attestations if entry.patient in keys)
-        return evaluate(trial, facts_of(record, self.terms, self.site), as_of, own)
+        return tuple(entry for entry in self.attestations if entry.patient in keys)
 
     def evaluate_patient(
         self, trial: Trial, source: Source, patient_id: str, as_of: date

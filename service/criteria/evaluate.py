@@ -61,6 +61,18 @@ def valid_until_of(trial: Trial, facts: PatientFacts, as_of: date, criterion_id:
     return evaluation.valid_until(ctx)
 
 
+def result_of(
+    trial: Trial,
+    facts: PatientFacts,
+    as_of: date,
+    criterion_id: str,
+    attestations: Sequence[Attestation] = (),
+) -> Result:
+    """Evaluate one criterion, with what it rests on; as ``evaluate`` does for all."""
+    evaluation = _Evaluation(trial, facts, _by_criterion(trial, attestations))
+    return evaluation.context(as_of.toordinal()).result(criterion_id)
+
+
 def _by_criterion(
     trial: Trial, attestations: Sequence[Attestation]
 ) -> dict[str, list[Attestation]]:

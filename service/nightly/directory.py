@@ -1,8 +1,8 @@
 """Goes through a directory of FHIR files once, in units that can be shared out and taken up again.
 
-Lines are decoded many at a time by a decoder that reads only whose a resource is, which also
-proves that each line is JSON; a run of lines in which anything is amiss is gone through line
-by line. Source: FHIR Bulk Data Access 3.0, NDJSON; semantics 1.5 on completeness.
+Lines are read many at a time, each by a decoder that reads only whose a resource is, which also
+proves that the line is JSON; a run of lines in which anything is amiss is gone through again
+with all care. Source: FHIR Bulk Data Access 3.0, NDJSON; semantics 1.5 on completeness.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import gzip
 import os
 import re
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from operator import attrgetter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cache
+from io import BytesIO
 from pathlib import Path
-from typing import Generic, NamedTuple, TypeVar
+from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
@@ -32,13 +33,14 @@ from service.fhir.bundles import (
 )
 from service.fhir.index import kind_in
 from service.fhir.manifest import Manifest, read_manifest
-from service.fhir.resources import Identifier
+from service.fhir.resources import READ_TYPES, Identifier
 
 ENDINGS = (".json", ".ndjson", ".jsonl", ".json.gz", ".ndjson.gz", ".jsonl.gz")
 _NDJSON = (".ndjson", ".jsonl")
 _TYPE_IN_LINE = re.compile(rb'"resourceType"\s*:\s*"([A-Za-z]{2,64})"')
-_USUAL = b'\n{"resourceType":"'
+_BEGINNING = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{2,64})"')
 _BOM = b"\xef\xbb\xbf"
+_UNDECODABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 # Large enough that Python's part is small beside the decoder's, small enough for the cache.
 CHUNK = 256 * 1024
 UNIT = 32 * 1024 * 1024
@@ -64,8 +66,23 @@ class Line(msgspec.Struct, gc=False, rename="camel"):
     individual: Ref | None = None
 
 
-_Line = TypeVar("_Line", bound=Line)
-TYPE_OF = attrgetter("resource_type")
+_Line = TypeVar("_Line", bound=msgspec.Struct)
+Decode = Callable[[bytes], Any]
+
+
+@cache
+def of_one_type(line_type: type[msgspec.Struct], kind: str) -> Decode:
+    """Give what decodes as ``line_type`` does, but only resources of one type.
+
+    It is faster, since the type's name needs not be made anew for each line; a line of
+    another type raises msgspec.ValidationError.
+    """
+    narrow = msgspec.defstruct(
+        kind,
+        [("resource_type", Literal[kind])],
+        bases=(line_type,),
+    )
+    return msgspec.json.Decoder(narrow).decode
 
 
 class Entry(NamedTuple):
@@ -108,18 +125,19 @@ class Place(NamedTuple):
 
 
 class Run(NamedTuple):
-    """Whole lines: the first ``end`` bytes of ``raw``, the first of them line ``line``."""
+    """Whole lines with their ends, the first of them line ``line``; ``size`` in bytes.
 
-    raw: bytes
-    end: int
+    ``kind``: the resource type of all of them, None if they are of several.
+    """
+
+    lines: Sequence[bytes]
     line: int
+    size: int
+    kind: str | None
 
-    def lines(self) -> list[bytes]:
-        """Give the lines one by one."""
-        lines = self.raw[: self.end].split(b"\n")
-        if not lines[-1]:
-            lines.pop()
-        return lines
+    def text(self, index: int) -> bytes:
+        """Give a line without its end."""
+        return self.lines[index].removesuffix(b"\n")
 
 
 def listing(root: Path) -> list[Entry]:
@@ -192,10 +210,12 @@ class Reader(Generic[_Line]):
     """Goes through units; subclasses say what is done with what is found.
 
     ``quick`` gets runs of decoded lines; ``resource`` gets one resource (of a Bundle, a
-    document or a run that holds something unusual). ``line_type`` is what lines are decoded to.
+    document or a run that holds something unusual). ``line_type`` is what lines are decoded
+    to; ``line_types``, where most lines are of one type, what those of that type are.
     """
 
     line_type: type[_Line]
+    line_types: ClassVar[Mapping[str, type[msgspec.Struct]]] = {}
 
     def __init__(self, root: Path, entries: Sequence[Entry], harmless: frozenset[str]) -> None:
         self.base = base_of(root)
@@ -204,15 +224,13 @@ class Reader(Generic[_Line]):
         self.file = 0
         self.unit = 0
         self.bytes = 0
-        self._decode = msgspec.json.Decoder(self.line_type).decode_lines
+        self._decode: Decode = msgspec.json.Decoder(self.line_type).decode
+        self._decoders: dict[str, Decode] = {}
 
     # What subclasses do.
 
-    def quick(self, found: Sequence[_Line], run: Run) -> bool:
-        """Take a run of decoded lines; False if the lines must be gone through one by one.
-
-        It must be False, and nothing taken, if ``run.lines()`` gives another number of lines.
-        """
+    def quick(self, found: Sequence[_Line], run: Run) -> None:
+        """Take a run of decoded lines, as many as ``run`` has."""
         raise NotImplementedError
 
     def resource(
@@ -295,21 +313,31 @@ class Reader(Generic[_Line]):
 
     def _run(self, raw: bytes, end: int, line: int) -> int:
         """Take a run of lines; gives how many there are."""
+        lines = BytesIO(raw).readlines(end)
+        found = None
+        kind = _first_type(raw)
         try:
-            found = self._decode(memoryview(raw)[:end])
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            pass
-        else:
-            # As many values as there are lines that begin with one: otherwise it is no NDJSON.
-            # The usual beginning is found faster than any.
-            begun = raw.count(_USUAL, 0, end) + raw.startswith(b"{")
-            if begun != len(found):
-                begun = raw.count(b"\n{", 0, end) + raw.startswith(b"{")
-            if len(found) == begun and self.quick(found, Run(raw, end, line)):
-                return begun
-        text = raw[:end]
-        self._slow(text, line)
-        return text.count(b"\n") + (not text.endswith(b"\n"))
+            found = list(map(self._decoder(kind), lines))
+        except _UNDECODABLE:
+            # Lines of several types, if nothing else.
+            kind = None
+            try:
+                found = list(map(self._decode, lines))
+            except _UNDECODABLE:
+                self._slow(raw[:end], line)
+        if found is not None:
+            self.quick(found, Run(lines, line, end, kind))
+        return len(lines)
+
+    def _decoder(self, kind: str | None) -> Decode:
+        """Give what decodes lines of a type (None: of any), and no others."""
+        if kind is None:
+            return self._decode
+        known = self._decoders.get(kind)
+        if known is None:
+            line_type = self.line_types.get(kind, self.line_type)
+            known = self._decoders[kind] = of_one_type(line_type, kind)
+        return known
 
     def _named(self) -> str | None:
         return kind_in(self.entries[self.file].name)
@@ -482,6 +510,13 @@ def _pieces(chunks: Iterable[bytes]) -> Iterator[tuple[bytes, int]]:
     elif held:
         whole = b"".join(held)
         yield whole, len(whole)
+
+
+def _first_type(raw: bytes) -> str | None:
+    """Give the type of the first line's resource, if it is one that is read and written first."""
+    found = _BEGINNING.match(raw)
+    kind = found[1].decode() if found else None
+    return kind if kind in READ_TYPES else None
 
 
 def _type_in(line: bytes) -> str | None:

@@ -8,6 +8,7 @@ are nor on how often the search was cut short.
 from __future__ import annotations
 
 import copy
+import gc
 import heapq
 import multiprocessing
 import os
@@ -16,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
@@ -24,8 +25,11 @@ from typing import Protocol, TypeVar
 
 import msgspec
 
+from service.criteria.evaluate import evaluate, result_of
+from service.criteria.model import Verdict
 from service.criteria.trial import Trial
 from service.errors import EligibilityError
+from service.facts.build import facts_of
 from service.fhir.bundles import NO_REPLY, RECORD_TYPES, Reply, head_of, readings_of, whole
 from service.fhir.index import subject_key
 from service.fhir.manifest import judge
@@ -57,7 +61,7 @@ from service.nightly.population import (
     Scanned,
     diagnosis_of,
     interest_of,
-    is_member,
+    is_in,
     local,
     resolve,
     wanted_first,
@@ -74,6 +78,7 @@ _PARTITIONS = (16, 512)
 _HELD = 64 * 1024 * 1024
 _WATCH = 0.5
 _BUFFER = 16 * 1024
+_COLLECT_AFTER = 50_000
 _OUTCOME = msgspec.msgpack.Decoder(Outcome)
 _NAMED = msgspec.json.Decoder(Named)
 _T = TypeVar("_T")
@@ -189,6 +194,25 @@ def _start(state: object, parent: int, work: Work | None) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+@contextmanager
+def _settled() -> Iterator[None]:
+    """Spare the collector what is there already, and processes that fork off a copy of it.
+
+    Records are freed by counting references; few are left for the collector to find.
+    """
+    if gc.get_freeze_count():  # A server has settled it for good.
+        yield
+        return
+    threshold = gc.get_threshold()
+    gc.freeze()
+    gc.set_threshold(_COLLECT_AFTER, 20, 20)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*threshold)
+        gc.unfreeze()
+
+
 def in_parallel(
     function: Callable[[_Step], _T],
     steps: Sequence[_Step],
@@ -202,11 +226,23 @@ def in_parallel(
     """
     if workers <= 1 or len(steps) <= 1:
         _shared[:] = [state]
-        try:
-            yield from map(function, steps)
-        finally:
-            _shared.clear()
+        with _settled():
+            try:
+                yield from map(function, steps)
+            finally:
+                _shared.clear()
         return
+    with _settled():
+        yield from _in_processes(function, steps, state, workers, work)
+
+
+def _in_processes(
+    function: Callable[[_Step], _T],
+    steps: Sequence[_Step],
+    state: object,
+    workers: int,
+    work: Work | None,
+) -> Iterator[_T]:
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("fork" if "fork" in methods else "spawn")
     given = work if context.get_start_method() == "fork" else None
@@ -372,33 +408,41 @@ class _Evaluator:
 
     def _evaluate(self, fetched: Fetched) -> None:
         evaluation = self.evaluation
+        screening = evaluation.screening
         record = record_of(fetched)
-        verdicts = [
-            evaluation.screening.verdict(trial, record, evaluation.as_of)
-            for trial in evaluation.trials
-        ]
+        facts = facts_of(record, screening.terms, screening.site)
+        attested = screening.attested(record)
+        verdicts: dict[int, Verdict] = {}
+        for number, trial in enumerate(evaluation.trials):
+            diagnosis = self._diagnoses[number]
+            # The other criteria say nothing of somebody outside the population.
+            if diagnosis is None or is_in(
+                result_of(trial, facts, evaluation.as_of, diagnosis.id, attested)
+            ):
+                verdicts[number] = evaluate(trial, facts, evaluation.as_of, attested)
         known = False
         member = False
-        for number, verdict in enumerate(verdicts):
-            diagnosis = self._diagnoses[number]
+        for number, tally in enumerate(self.found.tallies):
+            verdict = verdicts.get(number)
+            if verdict is None:
+                tally.outside += 1
+                continue
             key = (verdict.patient, number)
-            if diagnosis is not None and not is_member(diagnosis.id, verdict):
-                self.found.tallies[number].outside += 1
-            elif key in self.outcomes:
+            if key in self.outcomes:
                 known = True  # Under another of its ids: two that name each other as merged.
-            else:
-                member = True
-                self.found.tallies[number].add(verdict)
-                self.outcomes[key] = Outcome(
-                    verdict.patient,
-                    verdict.trial,
-                    verdict_line(verdict).encode(),
-                    verdict.code.value,
-                    verdict.valid_until,
-                    encode_record(fetched) if evaluation.keep_records else None,
-                )
-            for message in verdict.messages:
-                self._reject(message, fetched)
+                continue
+            member = True
+            tally.add(verdict)
+            self.outcomes[key] = Outcome(
+                verdict.patient,
+                verdict.trial,
+                verdict_line(verdict).encode(),
+                verdict.code.value,
+                verdict.valid_until,
+                encode_record(fetched) if evaluation.keep_records else None,
+            )
+        for message in facts.messages:
+            self._reject(message, fetched)
         self.found.members += member and not known
 
     def _reject(self, message: Message, fetched: Fetched) -> None:

@@ -23,8 +23,8 @@ from service.fhir.manifest import Manifest
 from service.fhir.record import Item, Message, Reading
 from service.fhir.resources import READ_TYPES, Unreadable, decode
 from service.fhir.source import Fetched
-from service.nightly.directory import TYPE_OF, Entry, Line, Place, Reader, Run
-from service.nightly.population import Population, local
+from service.nightly.directory import Entry, Line, Place, Reader, Run
+from service.nightly.population import Population, is_plain, local
 
 REFERRED = ("Medication", "ResearchStudy")
 # The partition of what is nobody's, but unreadable: every record must know of it.
@@ -216,6 +216,7 @@ class Route(Reader[RouteLine]):
         self._replies: dict[Reply, None] = {}
         self._refers: dict[str, set[int]] = {}
         self._holds: dict[str, int] = {}
+        self._partition_of: dict[int, int] = {}
 
     def opened(self, entry: Entry) -> None:
         """Begin to count what the file holds."""
@@ -225,53 +226,59 @@ class Route(Reader[RouteLine]):
         """Note how many lines the unit holds of the file."""
         self.found.lines[self.file] = count
 
-    def quick(self, found: Sequence[RouteLine], run: Run) -> bool:
+    def quick(self, found: Sequence[RouteLine], run: Run) -> None:
         """Take a run of lines: most are of somebody else, and are only counted."""
-        kinds = Counter(map(TYPE_OF, found))
-        hits = self._hits(found, kinds)
-        lines = run.lines() if hits or len(kinds) > 1 else []
-        if lines and len(lines) != len(found):
-            return False
-        if len(kinds) == 1:
-            self._count(next(iter(kinds)), len(found), run.end)
+        if run.kind is not None:
+            counts = {run.kind: len(found)}
+            self._count(run.kind, len(found), run.size)
         else:
-            for each, text in zip(found, lines, strict=True):
-                self._count(each.resource_type, 1, len(text) + 1)
-        for index in hits:
+            counts = Counter(each.resource_type for each in found)
+            for each, text in zip(found, run.lines, strict=True):
+                self._count(each.resource_type, 1, len(text))
+        for index in self._hits(found, run.kind):
             kind = found[index].resource_type
-            kinds[kind] -= 1
+            counts[kind] -= 1
+            text = run.text(index)
             if kind in _WITHIN:
-                self.any_line(lines[index], run.line + index)
+                self.any_line(text, run.line + index)
             else:
-                text = lines[index]
                 self._take(kind, head_of(text), text, self._place(run.line + index), None)
-        for kind, count in kinds.items():
+        for kind, count in counts.items():
             self.found.types[kind].skip(_why_skipped(kind), count)
-        return True
 
-    def _hits(self, found: Sequence[RouteLine], kinds: Counter[str]) -> list[int]:
+    def _hits(self, found: Sequence[RouteLine], kind: str | None) -> Sequence[int]:
         """Choose the lines that are, or may be, of the population."""
-        looked_at = {kind for kind in kinds if kind in _WITHIN or _why_skipped(kind) == _OTHER}
-        hits: list[int] = []
-        if not looked_at:
-            return hits
-        owners = self.population.owners
-        for index, each in enumerate(found):
-            ref = each.subject or each.patient or each.individual
-            if ref is not None:
-                name = ref.reference
-                if (
-                    name is not None
-                    and name not in owners
-                    and name[:8] == "Patient/"
-                    and "/" not in name[8:]
-                ):
-                    continue
-            elif each.resource_type == "Patient" and f"Patient/{each.id}" not in owners:
-                continue
-            if each.resource_type in looked_at:
-                hits.append(index)
-        return hits
+        if kind is None or kind == "Patient":
+            return [index for index, each in enumerate(found) if self._may_be(each)]
+        if _why_skipped(kind) != _OTHER:
+            return ()
+        try:
+            # Nearly all lines are somebody else's, which is seen for all of them at once.
+            names = {each.subject.reference for each in found}  # type: ignore[union-attr]
+        except AttributeError:  # One has no subject.
+            return [index for index, each in enumerate(found) if self._may_be(each)]
+        if self.population.strangers(names):
+            return ()
+        near = {name for name in names if self._near(name)}
+        return [
+            index
+            for index, each in enumerate(found)
+            if each.subject is not None and each.subject.reference in near
+        ]
+
+    def _may_be(self, line: RouteLine) -> bool:
+        """Tell whether a line is, or may be, of the population or holds what is."""
+        kind = line.resource_type
+        if kind not in _WITHIN and _why_skipped(kind) != _OTHER:
+            return False
+        if kind == "Patient":
+            return not line.id or f"Patient/{line.id}" in self.population.owners
+        ref = line.subject or line.patient or line.individual
+        return ref is None or self._near(ref.reference)
+
+    def _near(self, name: str | None) -> bool:
+        """Tell whether a reference names, or may name, one of the population."""
+        return name is None or name in self.population.owners or not is_plain(name)
 
     def _count(self, kind: str, lines: int, size: int) -> Counted:
         counted = self.found.types.get(kind)
@@ -310,7 +317,10 @@ class Route(Reader[RouteLine]):
             name = f"Patient/{head.id}" if head.id else full_url or ""
             owner = self.population.owners.get(name)
         else:
-            name = subject_key(head.owner())
+            ref = head.owner()
+            name = (ref.reference if ref is not None else None) or ""
+            if not (is_plain(name) and name in self.population.owners):
+                name = subject_key(ref)
             owner = self.population.owner(name)
             if owner is None and not name.startswith("Patient/"):
                 # By what else it names its patient: an identifier, or one of a contained one.
@@ -320,12 +330,19 @@ class Route(Reader[RouteLine]):
             self._foreign(counted, kind, name, raw, place, full_url)
             return
         counted.read += 1
-        partition = self.population.partition(owner, self.partitions)
+        partition = self._partition(owner)
         self.spool.add(partition, Kept(owner, kind == "Patient", place, full_url, raw))
         for refers in (head.medication_reference, head.study):
             if refers is not None and refers.reference and not refers.reference.startswith("#"):
                 name = local(subject_key(refers), self.population.bases)
                 self._refers.setdefault(name, set()).add(partition)
+
+    def _partition(self, owner: int) -> int:
+        found = self._partition_of.get(owner)
+        if found is None:
+            found = self.population.partition(owner, self.partitions)
+            self._partition_of[owner] = found
+        return found
 
     def _foreign(
         self,
@@ -429,25 +446,17 @@ class Refer(Reader[RouteLine]):
         self.spool = Spool()
         self.read_by_type: Counter[str] = Counter()
 
-    def quick(self, found: Sequence[RouteLine], run: Run) -> bool:
+    def quick(self, found: Sequence[RouteLine], run: Run) -> None:
         """Take a run of lines."""
-        hits = [
-            (index, each.resource_type, f"{each.resource_type}/{each.id}")
-            for index, each in enumerate(found)
-            if each.resource_type in REFERRED or each.resource_type == "Bundle"
-        ]
-        hits = [hit for hit in hits if hit[1] == "Bundle" or hit[2] in self.needed]
-        if not hits:
-            return True
-        lines = run.lines()
-        if len(lines) != len(found):
-            return False
-        for index, kind, name in hits:
+        if run.kind is not None and run.kind not in REFERRED:
+            return
+        for index, each in enumerate(found):
+            kind = each.resource_type
             if kind == "Bundle":
-                self.any_line(lines[index], run.line + index)
-            else:
-                self._keep(kind, name, lines[index], self._place(run.line + index), None)
-        return True
+                self.any_line(run.text(index), run.line + index)
+            elif kind in REFERRED and (name := f"{kind}/{each.id}") in self.needed:
+                text, place = run.text(index), self._place(run.line + index)
+                self._keep(kind, name, text, place, None)
 
     def resource(
         self, kind: str, head: Head | None, raw: bytes, place: Place, full_url: str | None

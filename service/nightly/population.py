@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 from zlib import crc32
 
 import msgspec
@@ -60,7 +60,11 @@ def diagnosis_of(trial: Trial) -> Criterion | None:
 
 def is_member(diagnosis: str, verdict: Verdict) -> bool:
     """Tell by the verdict whether a patient is in the population; ``diagnosis``: its id."""
-    result = _result(diagnosis, verdict.criteria)
+    return is_in(_result(diagnosis, verdict.criteria))
+
+
+def is_in(result: Result) -> bool:
+    """Tell by the diagnosis's own result, as computed, whether a patient is in the population."""
     outcome, reason = result.computed or (result.outcome, result.reason)
     return (outcome, reason) != (Outcome.FAIL, Reason.RECORD_ABSENT)
 
@@ -177,16 +181,18 @@ class Scanned(msgspec.Struct):
     bytes: int = 0
 
 
-class Scan(Reader[ScanLine]):
+class Scan(Reader[ScanLine | Head]):
     """The first pass: reads Patients and the records that bear on a diagnosis."""
 
     line_type = ScanLine
+    line_types: ClassVar[Mapping[str, type[msgspec.Struct]]] = {"Patient": Head}
 
     def __init__(
         self, root: Path, entries: Sequence[Entry], harmless: frozenset[str], interest: Interest
     ) -> None:
         super().__init__(root, entries, harmless)
         self.interest = interest
+        self._taken = _ASIDE | interest.sets.keys()
         self.named: set[str] = set()
         self.doubtful: set[str] = set()
         self.bases: set[str] = set()
@@ -195,26 +201,20 @@ class Scan(Reader[ScanLine]):
         self.spoken_of_all = False
         self.everyone = False
 
-    def quick(self, found: Sequence[ScanLine], run: Run) -> bool:
+    def quick(self, found: Sequence[ScanLine | Head], run: Run) -> None:
         """Take a run of lines."""
+        if run.kind is not None and run.kind not in self._taken:
+            return
         sets = self.interest.sets
-        hits: list[int] = []
         for index, each in enumerate(found):
             kind = each.resource_type
-            if kind in sets:
-                if not self.interest.named(each.code, each.extension, kind):
-                    continue
-            elif kind not in _ASIDE:
-                continue
-            hits.append(index)
-        if not hits:
-            return True
-        lines = run.lines()
-        if len(lines) != len(found):
-            return False
-        for index in hits:
-            self.any_line(lines[index], run.line + index)
-        return True
+            if isinstance(each, Head):
+                self._patient(each, None)
+            elif kind in sets:
+                if self.interest.named(each.code, each.extension, kind):
+                    self.any_line(run.text(index), run.line + index)
+            elif kind in _ASIDE:
+                self.any_line(run.text(index), run.line + index)
 
     def resource(
         self, kind: str, head: Head | None, raw: bytes, place: Place, full_url: str | None
@@ -338,6 +338,25 @@ class Population:
             return self.owners.get(local(name, self.bases))
         return found
 
+    def strangers(self, names: Set[str | None]) -> bool:
+        """Tell whether none of these references names, or may name, one of the population.
+
+        Only references as ``Patient/id`` are sure to name somebody else.
+        """
+        if not names.isdisjoint(self.owners):
+            return False
+        try:
+            joined = "\n".join(("", *names))  # type: ignore[arg-type]
+        except TypeError:  # One is None.
+            return False
+        # Each begins so and has no other stroke; none has a line's end, which would mislead.
+        count = len(names)
+        return (
+            joined.count("\nPatient/") == count
+            and joined.count("/") == count
+            and joined.count("\n") == count
+        )
+
     @property
     def base_url(self) -> str | None:
         """Give the server's base URL, if the files show one."""
@@ -347,6 +366,11 @@ class Population:
         """Give the partition of a key's group: the same whoever works on it, and whenever."""
         first = self.groups[self.group_of[key]][0]
         return crc32(self.keys[first].encode()) % count
+
+
+def is_plain(name: str) -> bool:
+    """Tell whether a reference has the form ``Patient/id``."""
+    return name[:8] == "Patient/" and "/" not in name[8:]
 
 
 def local(reference: str, bases: Iterable[str]) -> str:

@@ -26,14 +26,17 @@ class Seen(Reader[Line]):
         self.losses: list[tuple[str, str | None, int | None]] = []
         self.lines = 0
 
-    def quick(self, found: Sequence[Line], run: Run) -> bool:
+    def quick(self, found: Sequence[Line], run: Run) -> None:
         """Note a run."""
-        lines = run.lines()
-        if len(lines) != len(found) or any(each.resource_type == "Bundle" for each in found):
-            return False
-        for index, text in enumerate(lines):
-            self.resources.append((json.loads(text)["id"], self.unit, run.line + index))
-        return True
+        assert len(found) == len(run.lines)
+        assert sum(map(len, run.lines)) == run.size
+        for index, each in enumerate(found):
+            assert run.kind in (None, each.resource_type)
+            if each.resource_type == "Bundle":
+                self.any_line(run.text(index), run.line + index)
+            else:
+                key = json.loads(run.text(index))["id"]
+                self.resources.append((key, self.unit, run.line + index))
 
     def resource(
         self, kind: str, head: Head | None, raw: bytes, place: Place, full_url: str | None
