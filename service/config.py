@@ -50,6 +50,7 @@ class Settings:
     source_read_timeout: int = 20
     source_budget: int = 45
     source_parallel: int = 6
+    search_parallel: int = 4
     caller_auth: str = "none"
     caller_keys_file: Path | None = None
     caller_issuer: str | None = None
@@ -200,6 +201,11 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("source_read_timeout", "seconds to wait for the source's next bytes", _whole(1, 600)),
     Setting("source_budget", "seconds that reading one patient may take in all", _whole(1, 3600)),
     Setting("source_parallel", "parallel searches of one patient", _whole(1, 32)),
+    Setting(
+        "search_parallel",
+        "parallel requests to the source of a search of many patients",
+        _whole(1, 32),
+    ),
     Setting(
         "caller_auth",
         "how callers authenticate: none (loopback only), keys or jwt",

@@ -117,6 +117,7 @@ class Searched:
     members: int
     evaluated: int
     bytes: int
+    limits: tuple[str, ...] = ()
 
 
 class Loader(Protocol):

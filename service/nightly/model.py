@@ -82,6 +82,7 @@ class TypeCount:
     ``lines``: of NDJSON (a resource in a Bundle counts as one); ``read``: resources that
     were decoded, since they are, or may be, of a patient of the population; ``skipped``:
     the others, by reason (``other-patient``, ``type-not-needed``, ``unreadable``...).
+    ``requests``: sent to a server for it.
     """
 
     files: int = 0
@@ -89,6 +90,7 @@ class TypeCount:
     lines: int = 0
     read: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +179,8 @@ class Statement:
     by resource type; ``patients_seen`` counts Patients of the source (those merged away
     left out), ``in_population`` those of any trial's population, ``evaluated`` and
     ``failed`` among these. ``rejects`` counts the lines of ``rejects.ndjson``;
-    ``problems`` say, without patient data, why the search is not complete. ``started`` and
+    ``problems`` say, without patient data, why the search is not complete; ``limits`` what it
+    could not look at by its nature, as the source does not offer it. ``started`` and
     ``finished`` are instants in ISO form, ``seconds`` what all attempts took together;
     ``rates`` by name (``bytesPerSecond``, ``patientsPerSecond``); ``resumed`` how often
     the run was taken up again.
@@ -203,6 +206,7 @@ class Statement:
     bulk: str | None = None
     cohort: str | None = None
     resumed: int = 0
+    limits: tuple[str, ...] = ()
 
     @property
     def exit(self) -> Exit:

@@ -13,8 +13,10 @@ from service.config import Settings
 from service.criteria.trial import Trial
 from service.errors import UsageError
 from service.fhir.bulk import BulkClient, BulkRequest
+from service.fhir.server import ServerSource
 from service.nightly.directory import listing
 from service.nightly.engine import Engine, Evaluation, Progress, Searched
+from service.nightly.live import LiveSearch, mark_of, named_openly
 from service.nightly.model import RunSpec, SearchFailed, Statement
 from service.nightly.work import Work, fingerprint, write_whole
 from service.results.report import Change
@@ -22,7 +24,7 @@ from service.results.search import output_files
 from service.screening import Screening
 from service.storage.materials import ATTESTATIONS, SITE, digest_of, materials_of
 from service.storage.store import Store, Writer
-from service.wiring import build_auth, build_screening, limits_of, mappings_dir
+from service.wiring import build_auth, build_screening, build_source, limits_of, mappings_dir
 
 # Raised when the form of what is kept in the working folder changes.
 _FORM = 1
@@ -71,7 +73,7 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
         source=described(settings.source),
         as_of=request.as_of.isoformat(),
         bulk=request.bulk,
-        cohort=request.cohort,
+        cohort=named_openly(request.cohort),
         workers=request.workers,
         versions=versions_of(screening, request.trials, materials),
     )
@@ -139,7 +141,7 @@ class _Search:
             "versions": self.spec.versions,
             "records": self.evaluation.keep_records,
             "bulk": self.spec.bulk,
-            "cohort": self.spec.cohort,
+            "cohort": mark_of(self.request.cohort),
             "files": files,
         }
 
@@ -152,7 +154,12 @@ class _Search:
             return engine.search_directory(Path(source), harmless)
         if self.request.bulk is not None:
             return engine.search_directory(self._exported(), harmless)
-        raise UsageError("say how to search the server: --bulk system, or --cohort")
+        server = build_source(self.settings, self.evaluation.screening.site)
+        assert isinstance(server, ServerSource)
+        try:
+            return LiveSearch(engine, server, self.request.cohort, self.request.as_of).run()
+        finally:
+            server.close()
 
     def _exported(self) -> Path:
         """Have the server export, and bring the files here."""
@@ -218,6 +225,7 @@ def stated(spec: RunSpec, trials: Sequence[Trial], searched: Searched, work: Wor
         bulk=spec.bulk,
         cohort=spec.cohort,
         resumed=work.resumed,
+        limits=searched.limits,
     )
 
 

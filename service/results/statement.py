@@ -33,6 +33,7 @@ def statement_json(statement: Statement) -> Json:
     return {
         "complete": statement.complete,
         "problems": list(statement.problems),
+        "limits": list(statement.limits),
         "source": statement.source,
         "bulk": statement.bulk,
         "cohort": statement.cohort,
@@ -67,6 +68,7 @@ def _type(count: TypeCount) -> Json:
         "lines": count.lines,
         "read": count.read,
         "skipped": dict(count.skipped),
+        **({"requests": count.requests} if count.requests else {}),
     }
 
 

@@ -19,6 +19,7 @@ def test_the_statement_says_what_was_searched_and_what_came_out() -> None:
     assert said(statement_bytes(statement())) == {
         "complete": True,
         "problems": [],
+        "limits": [],
         "source": "directory export",
         "bulk": None,
         "cohort": None,
