@@ -57,6 +57,7 @@ class Settings:
     bulk_patience: int = 86_400
     bulk_parallel: int = 4
     bulk_trusted: tuple[str, ...] = ()
+    search_parallel: int = 4
     caller_auth: str = "none"
     caller_keys_file: Path | None = None
     caller_issuer: str | None = None
@@ -265,6 +266,11 @@ SETTINGS: tuple[Setting, ...] = (
         "further addresses of the same server (comma list of https:// URLs) that get its token "
         "with an export",
         _secure_urls,
+    ),
+    Setting(
+        "search_parallel",
+        "parallel requests to the source of a search of many patients",
+        _whole(1, 32),
     ),
     Setting(
         "caller_auth",

@@ -112,6 +112,12 @@ class PatientUnreadable(SourceError):
     code = "incomplete"
 
 
+class PatientRefused(SourceError):
+    """The source may not, or will not, give the Patient to whom the service asks as."""
+
+    code = "forbidden"
+
+
 class Overloaded(EligibilityError):
     """Too much work at once; ``retry_after`` is in seconds."""
 

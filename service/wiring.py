@@ -119,6 +119,7 @@ def limits_of(settings: Settings) -> Limits:
         read=settings.source_read_timeout,
         fetch=settings.source_budget,
         parallel=settings.source_parallel,
+        crowd=settings.search_parallel,
     )
 
 

@@ -277,7 +277,7 @@ def test_a_server_that_does_not_answer_fails_each_patient_by_name() -> None:
         (["evaluate", TRIAL, "x", "--source", str(BASELINE), "--as-of", "2026-13-01"], "2026-13"),
         (["evaluate", TRIAL, "x", "--source", str(BASELINE), "--as-of", "20261101"], "YYYY-MM-DD"),
         (["evaluate", TRIAL, "x", "--source", str(BASELINE), "--format", "xml"], "xml"),
-        (["evaluate", TRIAL, "x", "--source", "ftp://host/"], "http"),
+        (["evaluate", TRIAL, "x", "--source", "ftp://host/"], "only screen --engine spark reads"),
         (["evaluate"], "TRIAL"),
         (["explain", "NCT00000000"], "NCT00000000"),
         (["serve", "--port", "70000"], "--port"),

@@ -10,6 +10,7 @@ import random
 import re
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -36,6 +37,7 @@ _TO_GET = frozenset({301, 302, 303})
 _PORTS = {"http": 80, "https": 443}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CHUNK = 65_536
+_MAY_BE_NONE = frozenset({"backoff", "redirects", "outage"})
 _MOST_DIGITS = 9  # of a Retry-After; more is decades
 _NETWORK_ERRORS = (
     requests.RequestException,
@@ -52,7 +54,8 @@ class Limits:
     server's Retry-After can impose. ``body``: one reply, decompressed; ``search``: all
     pages of one search. ``pages`` and ``entries``: of one search. ``population``: pages of
     the list of patients. ``references``: single reads of what a record refers to.
-    ``parallel``: searches of one patient at a time.
+    ``parallel``: searches of one patient at a time; ``crowd``: requests of a search of many
+    patients at a time. ``outage``: how long such a search waits for a server that is gone.
     """
 
     connect: float = 5.0
@@ -70,6 +73,8 @@ class Limits:
     references: int = 200
     redirects: int = 5
     parallel: int = 6
+    crowd: int = 4
+    outage: float = 300.0
     circuit_failures: int = 3
     circuit_seconds: float = 30.0
     metadata_age: float = 3600.0
@@ -77,7 +82,7 @@ class Limits:
     def __post_init__(self) -> None:
         """Refuse numbers that would make the source useless."""
         for name in self.__slots__:
-            if getattr(self, name) < (0 if name in ("backoff", "redirects") else 0.001):
+            if getattr(self, name) < (0 if name in _MAY_BE_NONE else 0.001):
                 raise ConfigurationError(f"the limit {name} must be above zero")
 
 
@@ -433,6 +438,18 @@ class Client:
             "Accept": "application/fhir+json, application/json;q=0.9",
             **(headers or {}),
         }
+        self._sent: Counter[str] = Counter()
+        self._lock = threading.Lock()
+
+    def sent(self) -> Counter[str]:
+        """Count the requests so far by what lies first below the base: mostly a type."""
+        with self._lock:
+            return self._sent.copy()
+
+    def _count(self, url: str) -> None:
+        below = urlsplit(url).path[len(urlsplit(self.base_url).path) :].strip("/")
+        with self._lock:
+            self._sent[below.partition("/")[0]] += 1
 
     @property
     def limits(self) -> Limits:
@@ -469,6 +486,7 @@ class Client:
         for _ in range(self.limits.redirects + 1):
             if not inside(self.base_url, request.url):
                 raise SourceError("the FHIR server points to another address, which is not asked")
+            self._count(request.url)
             reply = self._authorised(request, deadline)
             location = reply.headers.get("Location")
             if reply.status not in _REDIRECTS or not location:

@@ -18,7 +18,7 @@ from urllib.parse import urljoin
 import msgspec
 
 from service.errors import SourceError
-from service.fhir.http import Client, Reply, inside
+from service.fhir.http import RETRIED, Client, Reply, TooLarge, inside
 from service.fhir.record import Item
 from service.values.dates import When, parse
 
@@ -121,7 +121,8 @@ class Found:
 
     ``holes``: reasons why anything may be missing. ``cut``: why the reply ends too early,
     with all before it in hand. ``refused``: the status with which the first page was
-    refused. ``reached``: see Reading.
+    refused. ``reached``: see Reading. ``passing``: what went wrong may be over when it is
+    tried again (the network, an overloaded server). ``total``: what was announced.
     """
 
     entries: dict[Key, Entry] = field(default_factory=dict)
@@ -130,6 +131,8 @@ class Found:
     refused: int | None = None
     expired: bool = False
     reached: int | None = None
+    passing: bool = False
+    total: int | None = None
 
     @property
     def problem(self) -> str | None:
@@ -335,9 +338,11 @@ def _through(client: Client, first: Callable[[], Reply], asked: Asked) -> Found:
             page = parse_page(reply.body, asked.kind, asked.harmless, asked.hidden)
         except (SourceError, NotAPage) as error:
             found.cut = str(error)
+            found.passing = isinstance(error, SourceError) and not isinstance(error, TooLarge)
             break
         found.entries.update((entry.key, entry) for entry in page.entries)
         found.holes.extend(page.holes)
+        found.total = found.total if page.total is None else page.total
         progress.note(reply, page)
         if page.following is None:
             # Counted by id: a page that repeats an entry may have lost another.
@@ -381,6 +386,7 @@ def _follow(client: Client, url: str, deadline: float) -> Callable[[], Reply]:
 
 
 def _refusal(found: Found, reply: Reply, pages: int, hidden: tuple[str, ...]) -> None:
+    found.passing = reply.status in RETRIED
     if pages == 0:
         found.refused = reply.status
         found.cut = f"the search was refused ({said(reply, hidden)})"

@@ -68,6 +68,7 @@ class _Resource(msgspec.Struct, rename="camel"):
 class _Rest(msgspec.Struct):
     mode: str = "server"
     resource: tuple[_Resource, ...] = ()
+    interaction: tuple[_Interaction, ...] = ()
 
 
 class _Statement(
@@ -92,10 +93,14 @@ class Ability:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What a server can do; ``types`` is empty if it does not list its types."""
+    """What a server can do; ``types`` is empty if it does not list its types.
+
+    ``batch``: it takes several requests in one Bundle.
+    """
 
     version: str
     types: Mapping[str, Ability]
+    batch: bool = False
 
     def of(self, kind: str) -> Ability | None:
         """Give a type's ability, or None if the server does not offer the type.
@@ -117,11 +122,13 @@ def capabilities(body: bytes) -> Capabilities:
         shown = version if re.fullmatch(r"[0-9A-Za-z.-]{1,15}", version) else "without version"
         raise SourceError(f"the FHIR server offers FHIR {shown}, not R4 (4.0) or R4B (4.3)")
     types: dict[str, Ability] = {}
+    batch = False
     for rest in statement.rest:
         if rest.mode == "server":
+            batch |= any(found.code == "batch" for found in rest.interaction)
             for resource in rest.resource:
                 types[resource.type] = _ability(resource)
-    return Capabilities(version, types)
+    return Capabilities(version, types, batch)
 
 
 def _ability(resource: _Resource) -> Ability:
@@ -153,11 +160,16 @@ class Query:
         """Give the same search without its comforts."""
         return replace(self, comfort=(), newest_first=False)
 
-    def form(self, patient_id: str) -> str:
-        """Write the query string for a patient."""
-        bare = self.patient_parameter == "patient"
-        who = patient_id if bare else f"Patient/{patient_id}"
+    def form(self, *ids: str) -> str:
+        """Write the query string for a patient, or for any of several."""
+        bare = self.patient_parameter in ("patient", "_id")
+        who = ",".join(found if bare else f"Patient/{found}" for found in ids)
         return encode(((self.patient_parameter, who), *self.parameters, *self.comfort))
+
+    @property
+    def shape(self) -> tuple[str, ...]:
+        """Tell searches apart that a server may understand differently."""
+        return (self.kind, self.patient_parameter, *(name for name, _ in self.parameters))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
 from http import HTTPStatus
@@ -22,7 +22,7 @@ from service.fhir.paging import NotAPage, Peek, parse_page, said, said_openly
 from service.fhir.plan import Capabilities, TypePlan, capabilities, encode, plan_type
 from service.fhir.record import COMPLETE
 from service.fhir.source import Fetched, SiteSearch, Wanted
-from service.fhir.visit import GONE, ID, TIMED_OUT, Hospital, Visit, links
+from service.fhir.visit import GONE, ID, TIMED_OUT, Before, Hospital, Visit, links
 
 # Read with the Patient or by reference, never searched for.
 _NOT_SEARCHED = frozenset({"Patient", "Medication", "ResearchStudy"})
@@ -40,6 +40,18 @@ class _Known:
     plans: dict[tuple[str, frozenset[tuple[str, str]] | None], TypePlan] = field(
         default_factory=dict
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """How records are read from a server: the same for every patient.
+
+    ``plans``: by type that is searched for; ``others``: types that come with these.
+    """
+
+    server: Capabilities
+    plans: Mapping[str, TypePlan]
+    others: tuple[str, ...] = ()
 
 
 class ServerSource:
@@ -69,6 +81,15 @@ class ServerSource:
     def base_url(self) -> str:
         """The server's address."""
         return self._client.base_url
+
+    @property
+    def hospital(self) -> Hospital:
+        """The server with what is known of it."""
+        return self._hospital
+
+    def abilities(self) -> Capabilities:
+        """Say what the server can do; raises SourceError."""
+        return self._capabilities(time.monotonic() + self._limits.fetch).server
 
     def close(self) -> None:
         """Close all connections."""
@@ -108,19 +129,38 @@ class ServerSource:
         Raises UnknownPatient, PatientUnreadable, SourceError or SourceTimeout; once the
         Patient is read, whatever fails only leaves types incomplete.
         """
+        if not ID.fullmatch(patient_id.removeprefix("Patient/")):
+            raise UnknownPatient("the source has no such patient")
+        ready = self.prepare(wanted)
+        with ThreadPoolExecutor(self._limits.parallel, thread_name_prefix="fhir") as pool:
+            return self.visit(patient_id, ready, pool)
+
+    def prepare(self, wanted: Wanted) -> Ready:
+        """Plan how what is wanted is read of any patient; raises SourceError."""
+        known = self._capabilities(time.monotonic() + self._limits.fetch)
+        searched = {k: codes for k, codes in wanted.codes.items() if k not in _NOT_SEARCHED}
+        plans = {kind: self._plan(known, kind, codes) for kind, codes in searched.items()}
+        others = tuple(kind for kind in wanted.codes if kind in _NOT_SEARCHED)
+        return Ready(known.server, plans, others)
+
+    def visit(
+        self, patient_id: str, ready: Ready, pool: Executor, before: Before | None = None
+    ) -> Fetched:
+        """Read one patient's record as planned; ``before``: what was read of it already.
+
+        Raises as ``fetch`` does.
+        """
         patient_id = patient_id.removeprefix("Patient/")
         if not ID.fullmatch(patient_id):
             raise UnknownPatient("the source has no such patient")
         deadline = time.monotonic() + self._limits.fetch
-        known = self._capabilities(deadline)
-        searched = {k: codes for k, codes in wanted.codes.items() if k not in _NOT_SEARCHED}
-        plans = {kind: self._plan(known, kind, codes) for kind, codes in searched.items()}
-        with ThreadPoolExecutor(self._limits.parallel, thread_name_prefix="fhir") as pool:
-            visit = Visit(self._hospital, patient_id, deadline, pool)
-            fetched = visit.read(known.server, plans)
+        visit = Visit(self._hospital, patient_id, deadline, pool, before)
+        fetched = visit.read(ready.server, ready.plans)
         if visit.misunderstood:
-            known.doubted = True
-        others = {kind: COMPLETE for kind in wanted.codes if kind in _NOT_SEARCHED}
+            with self._lock:
+                if self._known is not None:
+                    self._known.doubted = True
+        others = dict.fromkeys(ready.others, COMPLETE)
         return replace(fetched, readings={**fetched.readings, **others})
 
     def _plan(self, known: _Known, kind: str, codes: frozenset[tuple[str, str]] | None) -> TypePlan:

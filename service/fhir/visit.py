@@ -6,16 +6,23 @@ The Patient comes first, then all types in parallel, then what the record refers
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from http import HTTPStatus
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import msgspec
 
-from service.errors import PatientUnreadable, SourceError, SourceTimeout, UnknownPatient
+from service.errors import (
+    PatientRefused,
+    PatientUnreadable,
+    SourceError,
+    SourceTimeout,
+    UnknownPatient,
+)
 from service.fhir.http import Client, Reply, inside
 from service.fhir.paging import Asked, Entry, Found, Key, Peek, observed, peek, said, search
 from service.fhir.plan import URL_LIMIT, Capabilities, Query, TypePlan
@@ -45,6 +52,30 @@ class Hospital:
     zone: tzinfo
 
 
+class Before(Protocol):
+    """What was read of a server before a visit asks for it, by searches for many patients.
+
+    None: not read before, so that the visit asks the server itself. Raises SourceError where
+    that is what reading it gave.
+    """
+
+    def read(self, kind: str, found: str) -> Reply | None:
+        """Give the answer for one resource by its id."""
+
+    def search(self, query: Query, patient_id: str) -> Found | None:
+        """Give what a search for one patient finds."""
+
+
+class _Nothing:
+    """Nothing was read before."""
+
+    def read(self, kind: str, found: str) -> Reply | None:
+        return None
+
+    def search(self, query: Query, patient_id: str) -> Found | None:
+        return None
+
+
 @dataclass(slots=True)
 class _TypeState:
     """What reading one type has given so far; ``demands_category``: see TypePlan."""
@@ -68,8 +99,15 @@ class Visit:
     """Reads one patient's record; holds what has been read so far."""
 
     def __init__(
-        self, hospital: Hospital, patient_id: str, deadline: float, pool: Executor
+        self,
+        hospital: Hospital,
+        patient_id: str,
+        deadline: float,
+        pool: Executor,
+        before: Before | None = None,
     ) -> None:
+        self._hospital = hospital
+        self._before: Before = before or _Nothing()
         self._client = hospital.client
         self._site = hospital.site
         self._zone = hospital.zone
@@ -100,8 +138,7 @@ class Visit:
     # Who the patient is (semantics 1.5: a merged patient is followed to the survivor)
 
     def _read_patient(self, patient_id: str) -> Peek:
-        url = f"{self._client.base_url}/Patient/{patient_id}"
-        reply = self._client.get(url, deadline=self._deadline)
+        reply = self._read("Patient", patient_id)
         if reply.status != HTTPStatus.OK:
             raise _patient_error(reply, patient_id)
         body = reply.body.removeprefix(_BOM)
@@ -116,6 +153,12 @@ class Visit:
         if look.id != patient_id:
             self._note_renamed(patient_id, look.id)
         return look
+
+    def _read(self, kind: str, found: str) -> Reply:
+        reply = self._before.read(kind, found)
+        if reply is None:
+            reply = read_one(self._client, kind, found, self._deadline)
+        return reply
 
     def _note_renamed(self, old: str, new: str) -> None:
         """Note that the server answers for a merged patient with the survivor (as Epic does).
@@ -245,26 +288,10 @@ class Visit:
         return found
 
     def _run(self, query: Query, patient_id: str) -> Found:
-        asked = Asked(
-            query.kind,
-            self._deadline,
-            harmless=self._site.harmless_outcomes,
-            hidden=(patient_id,),
-            newest_first=query.newest_first,
-            zone=self._zone,
-        )
-        return search(self._client, self._first(query, patient_id), asked)
-
-    def _first(self, query: Query, patient_id: str) -> Callable[[], Reply]:
-        form = query.form(patient_id)
-        address = f"{self._client.base_url}/{query.kind}"
-        url = f"{address}?{form}"
-        post = self._site.use_post
-        if post or (post is None and len(url) > URL_LIMIT):
-            return lambda: self._client.post_form(
-                f"{address}/_search", form, deadline=self._deadline
-            )
-        return lambda: self._client.get(url, deadline=self._deadline)
+        found = self._before.search(query, patient_id)
+        if found is None:
+            found = run(self._hospital, query, (patient_id,), self._deadline)
+        return found
 
     # What the record refers to
 
@@ -302,7 +329,7 @@ class Visit:
         here = {f"{kind}/{found}" for kind, found, _ in self._entries}
         here |= {entry.item.full_url or "" for entry in self._entries.values()}
         for entry in self._entries.values():
-            for kind, reference in _targets(entry.peek):
+            for kind, reference in targets(entry.peek):
                 if reference.startswith("#") or reference in here:
                     continue
                 found = self._local_id(reference, kind)
@@ -338,7 +365,7 @@ class Visit:
         """Read one resource; gives the problem, if there is one."""
         url = f"{self._client.base_url}/{kind}/{found}"
         try:
-            reply = self._client.get(url, deadline=self._deadline)
+            reply = self._read(kind, found)
         except SourceError as error:
             return f"it refers to a {kind} that could not be read: {error}"
         if reply.status == HTTPStatus.GONE and kind == "Observation":
@@ -361,16 +388,7 @@ class Visit:
         self._entries[entry.key] = entry
 
     def _local_id(self, reference: str, kind: str) -> str | None:
-        """Give the id that a reference names on this server; None for any other reference."""
-        if "://" in reference:
-            if not inside(self._client.base_url, reference):
-                return None
-            reference = urlsplit(reference).path[len(urlsplit(self._client.base_url).path) + 1 :]
-        named, _, rest = reference.partition("/")
-        found, _, version = rest.partition("/")
-        if named != kind or not ID.fullmatch(found):
-            return None
-        return found if not version or version.startswith("_history/") else None
+        return local_id(self._client.base_url, reference, kind)
 
     # What is handed on
 
@@ -416,12 +434,51 @@ class Visit:
         )
 
 
+def read_one(client: Client, kind: str, found: str, deadline: float) -> Reply:
+    """Read one resource by its id; raises SourceError."""
+    return client.get(f"{client.base_url}/{kind}/{found}", deadline=deadline)
+
+
+def run(hospital: Hospital, query: Query, ids: Sequence[str], deadline: float) -> Found:
+    """Search for one patient, or for several at once; never raises for what the server does."""
+    return search(
+        hospital.client,
+        _first(hospital, query, ids, deadline),
+        asked_of(hospital, query, ids, deadline),
+    )
+
+
+def asked_of(hospital: Hospital, query: Query, ids: Sequence[str], deadline: float) -> Asked:
+    """Say how the reply to a search is judged."""
+    return Asked(
+        query.kind,
+        deadline,
+        harmless=hospital.site.harmless_outcomes,
+        hidden=tuple(ids),
+        newest_first=query.newest_first,
+        zone=hospital.zone,
+    )
+
+
+def _first(
+    hospital: Hospital, query: Query, ids: Sequence[str], deadline: float
+) -> Callable[[], Reply]:
+    client = hospital.client
+    form = query.form(*ids)
+    address = f"{client.base_url}/{query.kind}"
+    url = f"{address}?{form}"
+    post = hospital.site.use_post
+    if post or (post is None and len(url) > URL_LIMIT):
+        return lambda: client.post_form(f"{address}/_search", form, deadline=deadline)
+    return lambda: client.get(url, deadline=deadline)
+
+
 def _patient_error(reply: Reply, patient_id: str) -> SourceError | UnknownPatient:
     if reply.status in GONE:
         return UnknownPatient("the source has no such patient")
     words = said(reply, (patient_id,))
     if reply.status in _FORBIDDEN:
-        return SourceError(f"the FHIR server refuses to give the patient ({words})")
+        return PatientRefused(f"the FHIR server refuses to give the patient ({words})")
     kind = SourceTimeout if reply.status in TIMED_OUT else SourceError
     return kind(f"the FHIR server could not give the patient ({words})")
 
@@ -433,12 +490,25 @@ def links(look: Peek) -> Iterator[tuple[str, str]]:
             yield link["type"], next(_reference(link.get("other")), "")
 
 
+def local_id(base_url: str, reference: str, kind: str) -> str | None:
+    """Give the id that a reference names on a server; None for any other reference."""
+    if "://" in reference:
+        if not inside(base_url, reference):
+            return None
+        reference = urlsplit(reference).path[len(urlsplit(base_url).path) + 1 :]
+    named, _, rest = reference.partition("/")
+    found, _, version = rest.partition("/")
+    if named != kind or not ID.fullmatch(found):
+        return None
+    return found if not version or version.startswith("_history/") else None
+
+
 def _reference(value: object) -> Iterator[str]:
     if isinstance(value, dict) and isinstance(value.get("reference"), str):
         yield value["reference"]
 
 
-def _targets(look: Peek) -> Iterator[tuple[str, str]]:
+def targets(look: Peek) -> Iterator[tuple[str, str]]:
     """Go through what a resource refers to that a rule may need, as (type, reference)."""
     yield from (("Medication", found) for found in _reference(look.medication_reference))
     if look.resource_type == "ResearchSubject":

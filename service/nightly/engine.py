@@ -760,11 +760,11 @@ def merged(paths: Sequence[Path], order: Mapping[str, int]) -> Iterator[Outcome]
         yield from heapq.merge(*readers, key=lambda each: (each.patient, order[each.trial]))
 
 
-def _strangers(population: Population) -> Iterator[str]:
+def _without_patient(population: Population) -> Iterator[str]:
     """Say how many may have the disease of whom there is no Patient to evaluate."""
-    if population.strangers:
+    if population.missing:
         yield (
-            f"Patient: {population.strangers} whom records of the diagnosis name are not in the "
+            f"Patient: {population.missing} whom records of the diagnosis name are not in the "
             "source, and could not be evaluated"
         )
 
@@ -991,7 +991,7 @@ class _FileSearch:
             outcomes,
             seen=population.seen,
             rejects=self._rejects(routed, before),
-            problems=[*_strangers(population), *self._problems(replies, wanted)],
+            problems=[*_without_patient(population), *self._problems(replies, wanted)],
             notes=list(self._notes(replies, wanted)),
             types=self._types(routed, referred),
             size=sum(each.bytes for each in routed),

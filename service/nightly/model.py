@@ -82,6 +82,7 @@ class TypeCount:
     ``lines``: of NDJSON (a resource in a Bundle counts as one); ``read``: resources that
     were decoded, since they are, or may be, of a patient of the population; ``skipped``:
     the others, by reason (``other-patient``, ``type-not-needed``, ``unreadable``...).
+    ``requests``: sent to a server for it.
     """
 
     files: int = 0
@@ -89,6 +90,7 @@ class TypeCount:
     lines: int = 0
     read: int = 0
     skipped: Mapping[str, int] = field(default_factory=dict)
+    requests: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,8 +182,9 @@ class Statement:
     ``problems`` say, without patient data, why the search is not complete. ``started`` and
     ``finished`` are instants in ISO form, ``seconds`` what all attempts took together;
     ``rates`` by name (``bytesPerSecond``, ``patientsPerSecond``); ``resumed`` how often
-    the run was taken up again. ``notes``: what the source can't give or did otherwise than
-    asked, without anything being lost (a type it does not have).
+    the run was taken up again. ``notes``: what the search could not look at by its nature, and
+    what the source can't give or did otherwise than asked, without anything being lost (a type
+    it does not have).
     """
 
     source: str

@@ -317,7 +317,7 @@ class Population:
     ``owners``: every such name to the number of a key in ``keys``; ``group_of``: per key the
     number of its group (patients merged with each other), ``groups`` the keys of each;
     ``asked``: per group the patients to evaluate, those merged away left out. ``seen``:
-    Patients of the source; ``everyone``: nobody could be left out. ``strangers``: how many
+    Patients of the source; ``everyone``: nobody could be left out. ``missing``: how many
     records that bear on the diagnosis name of whom the source has no Patient.
     """
 
@@ -329,7 +329,7 @@ class Population:
     bases: tuple[str, ...]
     seen: int
     everyone: bool
-    strangers: int = 0
+    missing: int = 0
 
     def owner(self, name: str) -> int | None:
         """Give the number of the key that a name stands for; None if it is nobody's here."""
@@ -447,7 +447,7 @@ def resolve(
         bases=bases,
         seen=seen - len(merged_away),
         everyone=everyone,
-        strangers=sum(
+        missing=sum(
             all(name not in aliases and key_of(name) not in numbers for name in names)
             and any(map(_may_be_patient, names))
             for names in records

@@ -14,6 +14,7 @@ from service import __version__
 from service.config import Settings, is_server
 from service.criteria.trial import Trial
 from service.errors import ConfigurationError, UsageError
+from service.fhir.server import ServerSource
 from service.nightly.bulk import EXPORT, bulk_request, call_off, exported, with_export
 from service.nightly.directory import listing
 from service.nightly.engine import (
@@ -24,6 +25,7 @@ from service.nightly.engine import (
     Searched,
     search_files,
 )
+from service.nightly.live import LiveSearch, mark_of, named_openly
 from service.nightly.model import RunSpec, SearchFailed, Statement
 from service.nightly.work import Work, clear_parts, fingerprint, write_whole
 from service.results.report import Change
@@ -31,7 +33,7 @@ from service.results.search import output_files
 from service.screening import Screening
 from service.storage.materials import ATTESTATIONS, SITE, digest_of, materials_of
 from service.storage.store import Store, Writer
-from service.wiring import build_screening, mappings_dir
+from service.wiring import build_screening, build_source, mappings_dir
 
 # Raised when the form of what is kept in the working folder changes.
 _FORM = 1
@@ -88,7 +90,7 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
         source=described(settings.source),
         as_of=request.as_of.isoformat(),
         bulk=request.bulk,
-        cohort=request.cohort,
+        cohort=named_openly(request.cohort),
         workers=request.workers,
         versions=versions_of(screening, request.trials, materials),
     )
@@ -203,7 +205,7 @@ class _Search:
             "versions": self.spec.versions,
             "records": self.evaluation.keep_records,
             "bulk": self.spec.bulk,
-            "cohort": self.spec.cohort,
+            "cohort": mark_of(self.request.cohort),
             "files": files,
         }
 
@@ -220,7 +222,12 @@ class _Search:
             folder = self.work.path(f"{EXPORT}/manifest.json").parent
             export = exported(self.settings, request, folder, self._report)
             return with_export(engine.search_directory(folder), export)
-        raise UsageError("say how to search the server: --bulk system, or --cohort")
+        server = build_source(self.settings, self.evaluation.screening.site)
+        assert isinstance(server, ServerSource)
+        try:
+            return LiveSearch(engine, server, self.request.cohort, self.request.as_of).run()
+        finally:
+            server.close()
 
     def _report(self, text: str) -> None:
         self.progress(text, 0, 0)

@@ -68,6 +68,7 @@ def _type(count: TypeCount) -> Json:
         "lines": count.lines,
         "read": count.read,
         "skipped": dict(count.skipped),
+        **({"requests": count.requests} if count.requests else {}),
     }
 
 
