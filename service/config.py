@@ -32,6 +32,7 @@ class Settings:
     mappings: Path | None = None
     attestations: Path | None = None
     store: str | None = field(default=None, repr=False)
+    full_every: int = 7
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 2
@@ -171,6 +172,12 @@ SETTINGS: tuple[Setting, ...] = (
         "where runs and verdicts are kept: a file (SQLite) or a postgresql:// URL",
         _text,
         secret=True,
+    ),
+    Setting(
+        "full_every",
+        "after how many days a search with a store reads everything again, not only what "
+        "changed; 1: each day",
+        _whole(1, 365),
     ),
     Setting("host", "address to listen on", _host),
     Setting("port", "port to listen on; 0 takes a free one", _whole(0, _MAX_PORT)),

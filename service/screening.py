@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import date
 
 from service.criteria.attestation import Attestation
-from service.criteria.evaluate import evaluate
+from service.criteria.evaluate import evaluate, steady_until_of
 from service.criteria.model import Verdict
 from service.criteria.trial import Trial
 from service.errors import UnknownTrial
@@ -42,6 +42,12 @@ class Screening:
         keys = set(record.patient_ids)
         own = tuple(entry for entry in self.attestations if entry.patient in keys)
         return evaluate(trial, facts_of(record, self.terms, self.site), as_of, own)
+
+    def steady_until(
+        self, trial: Trial, record: PatientRecord, as_of: date, criterion_id: str
+    ) -> str | None:
+        """Give the last day on which a criterion's result stays the same without attestations."""
+        return steady_until_of(trial, facts_of(record, self.terms, self.site), as_of, criterion_id)
 
     def evaluate_patient(
         self, trial: Trial, source: Source, patient_id: str, as_of: date

@@ -201,7 +201,7 @@ class BulkClient:
         notes: list[str] = []
         if not request.types:
             request = replace(request, types=self._types())
-        form, poll = self._kick_off(Form(request), notes)
+        form, poll = self._kick_off(Form(request, post=bool(request.patients)), notes)
         job = Job(asked, form.url(self._base), poll, notes, [])
         # Before the first question: a job that nobody knows of blocks the next one.
         save_job(folder, job)

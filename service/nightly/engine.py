@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
@@ -32,6 +32,7 @@ from service.fhir.record import Item, Message
 from service.fhir.source import Fetched, record_of
 from service.nightly.directory import Entry, Place, Unit, listing, units_of
 from service.nightly.model import Failure, Outcome, Reject, SearchFailed, TypeCount
+from service.nightly.names import digests_of, names_of
 from service.nightly.partition import (
     REFERRED,
     SHARED,
@@ -90,13 +91,21 @@ class Evaluation:
 
 
 class Found(msgspec.Struct):
-    """What came out of one partition (kept as its checkpoint)."""
+    """What came out of one partition (kept as its checkpoint).
+
+    ``records``: evaluated; ``outside``: patients outside a trial's population, with the last
+    day (ISO) on which that is certain if their records stay, or None; ``partial``: patients
+    of whom not all could be read.
+    """
 
     tallies: list[Tally] = []
     failures: list[Failure] = []
     rejects: list[Reject] = []
     failed: int = 0
     members: int = 0
+    records: int = 0
+    outside: list[tuple[str, str | None]] = []
+    partial: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +113,12 @@ class Searched:
     """What a search found, before it is written.
 
     ``outcomes`` can be gone through as often as needed, sorted by patient, then in the
-    order of the trials.
+    order of the trials. ``records``: how many were evaluated. ``outside``: as of ``Found``;
+    ``strangers``: names of whom records that bear on a diagnosis are, who isn't there;
+    ``links``: all merges of the source (``Population``); ``everyone``: nobody could be left
+    out, since something can't be read. ``partial``: patients of whom not all could be read.
+    ``fresh``: those of the outcomes that are not taken over from an earlier run, if some
+    are; ``carried``: per trial the patients of the others.
     """
 
     outcomes: Callable[[], Iterator[Outcome]]
@@ -117,6 +131,14 @@ class Searched:
     members: int
     evaluated: int
     bytes: int
+    records: int = 0
+    outside: tuple[tuple[str, str | None], ...] = ()
+    strangers: tuple[str, ...] = ()
+    links: tuple[tuple[str, str, str], ...] = ()
+    everyone: bool = False
+    partial: tuple[str, ...] = ()
+    fresh: Callable[[], Iterator[Outcome]] | None = None
+    carried: Mapping[str, Callable[[], Iterator[str]]] = field(default_factory=dict)
 
 
 class Loader(Protocol):
@@ -312,6 +334,9 @@ class _Evaluator:
 
     def add(self, fetched: Fetched) -> None:
         """Evaluate one patient; whatever is wrong with the record stays with it."""
+        self.found.records += 1
+        if any(not each.complete and not each.not_offered for each in fetched.readings.values()):
+            self.found.partial.append(fetched.patient)
         try:
             self._evaluate(fetched)
         except EligibilityError as error:
@@ -331,6 +356,10 @@ class _Evaluator:
     def _evaluate(self, fetched: Fetched) -> None:
         evaluation = self.evaluation
         record = record_of(fetched)
+        kept = names = None
+        if evaluation.keep_records:
+            kept = encode_record(fetched)
+            names = digests_of(names_of(record.resolver))
         verdicts = [
             evaluation.screening.verdict(trial, record, evaluation.as_of)
             for trial in evaluation.trials
@@ -342,6 +371,11 @@ class _Evaluator:
             key = (verdict.patient, number)
             if diagnosis is not None and not is_member(diagnosis.id, verdict):
                 self.found.tallies[number].outside += 1
+                trial = evaluation.trials[number]
+                until = evaluation.screening.steady_until(
+                    trial, record, evaluation.as_of, diagnosis.id
+                )
+                self.found.outside.append((verdict.patient, until))
             elif key in self.outcomes:
                 known = True  # Under another of its ids: two that name each other as merged.
             else:
@@ -353,7 +387,9 @@ class _Evaluator:
                     verdict_line(verdict).encode(),
                     verdict.code.value,
                     verdict.valid_until,
-                    encode_record(fetched) if evaluation.keep_records else None,
+                    kept,
+                    verdict.steady_until,
+                    names,
                 )
             for message in verdict.messages:
                 self._reject(message, fetched)
@@ -591,6 +627,9 @@ class Engine:
             members=sum(found.members for found in founds),
             evaluated=sum(found.members - found.failed for found in founds),
             bytes=size,
+            records=sum(found.records for found in founds),
+            partial=tuple(sorted({each for found in founds for each in found.partial})),
+            outside=tuple(sorted({each for found in founds for each in found.outside}, key=str)),
         )
 
 
@@ -777,7 +816,7 @@ class _DirectorySearch:
         wanted = {
             kind for trial in self.engine.evaluation.trials for kind in trial.wanted.codes
         } | {"Patient", *REFERRED}
-        return self.engine.searched(
+        searched = self.engine.searched(
             loader,
             f"evaluate-{stage}",
             founds,
@@ -786,6 +825,12 @@ class _DirectorySearch:
             problems=list(self._problems(replies, wanted)),
             types=self._types(routed, referred),
             size=sum(each.bytes for each in routed),
+        )
+        return replace(
+            searched,
+            strangers=population.strangers,
+            links=population.links,
+            everyone=population.everyone,
         )
 
     def _refer(

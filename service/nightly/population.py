@@ -311,7 +311,9 @@ class Population:
     ``owners``: every such name to the number of a key in ``keys``; ``group_of``: per key the
     number of its group (patients merged with each other), ``groups`` the keys of each;
     ``asked``: per group the patients to evaluate, those merged away left out. ``seen``:
-    Patients of the source; ``everyone``: nobody could be left out.
+    Patients of the source; ``everyone``: nobody could be left out; ``strangers``: whom
+    scanned records name who isn't there; ``links``: who says of himself that he was merged
+    with whom (key, kind, name of the other), of all Patients of the source.
     """
 
     owners: Mapping[str, int]
@@ -322,6 +324,8 @@ class Population:
     bases: tuple[str, ...]
     seen: int
     everyone: bool
+    strangers: tuple[str, ...] = ()
+    links: tuple[tuple[str, str, str], ...] = ()
 
     def owner(self, name: str) -> int | None:
         """Give the number of the key that a name stands for; None if it is nobody's here."""
@@ -410,6 +414,8 @@ def resolve(
         bases=bases,
         seen=seen - len(merged_away),
         everyone=everyone,
+        strangers=tuple(sorted(name for name in qualified if key_of(name) not in numbers)),
+        links=tuple(links),
     )
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
+
+import msgspec
 
 from service import __version__
 from service.config import Settings
@@ -15,13 +17,23 @@ from service.errors import UsageError
 from service.fhir.bulk import BulkClient, BulkRequest
 from service.nightly.directory import listing
 from service.nightly.engine import Engine, Evaluation, Progress, Searched
-from service.nightly.model import RunSpec, SearchFailed, Statement
+from service.nightly.incremental import (
+    NOTE,
+    Chosen,
+    Exported,
+    Incremental,
+    Kept,
+    NotIncremental,
+    base_for,
+    base_of,
+)
+from service.nightly.model import Night, RunSpec, SearchFailed, Statement
 from service.nightly.work import Work, fingerprint, write_whole
 from service.results.report import Change
 from service.results.search import output_files
 from service.screening import Screening
 from service.storage.materials import ATTESTATIONS, SITE, digest_of, materials_of
-from service.storage.store import Store, Writer
+from service.storage.store import OpenRun, Store, Writer
 from service.wiring import build_auth, build_screening, limits_of, mappings_dir
 
 # Raised when the form of what is kept in the working folder changes.
@@ -112,12 +124,17 @@ class _Search:
         opened = None
         if writer is not None:
             opened = writer.begin(self.spec, key=self.work.key, materials=materials)
-        searched = self._searched()
-        statement = stated(self.spec, self.evaluation.trials, searched, self.work)
+        searched, night, kept = self._searched(opened, writer)
+        statement = stated(self.spec, self.evaluation.trials, searched, self.work, night)
         changes: Iterable[Change] | None = None
         if opened is not None and writer is not None:
-            opened.add(searched.outcomes())
+            opened.add((searched.fresh or searched.outcomes)())
+            for trial, patients in searched.carried.items():
+                assert night.base is not None
+                opened.carry(night.base, trial, patients())
             opened.rejects(searched.rejects)
+            if kept is not None and not opened.is_finished:
+                opened.note(NOTE, msgspec.json.encode(kept).decode())
             run = opened.finish(statement)
             if any(previous is not None for previous in run.previous.values()):
                 changes = writer.store.changes(run.id)
@@ -143,33 +160,76 @@ class _Search:
             "files": files,
         }
 
-    def _searched(self) -> Searched:
-        engine = Engine(self.evaluation, self.work, self.request.workers, self.progress)
-        harmless = self.evaluation.screening.site.search.harmless_outcomes
+    def _searched(
+        self, opened: OpenRun | None, writer: Writer | None
+    ) -> tuple[Searched, Night, Kept | None]:
+        """Give the result, how it came about, and what the next search may go on from."""
         source = self.settings.source
         assert source is not None
         if "://" not in source:
-            return engine.search_directory(Path(source), harmless)
+            searched = self._engine(self.work).search_directory(Path(source), self._harmless)
+            return searched, Night(evaluated=searched.records), None
         if self.request.bulk is not None:
-            return engine.search_directory(self._exported(), harmless)
+            return self._by_export(opened, writer, self.request.bulk)
         raise UsageError("say how to search the server: --bulk system, or --cohort")
 
-    def _exported(self) -> Path:
-        """Have the server export, and bring the files here."""
+    @property
+    def _harmless(self) -> frozenset[str]:
+        return self.evaluation.screening.site.search.harmless_outcomes
+
+    def _engine(self, work: Work) -> Engine:
+        return Engine(self.evaluation, work, self.request.workers, self.progress)
+
+    def _by_export(
+        self, opened: OpenRun | None, writer: Writer | None, level: str
+    ) -> tuple[Searched, Night, Kept | None]:
+        """Have the server export what changed, else everything, and search that."""
         assert self.settings.source is not None
-        assert self.request.bulk is not None
-        folder = self.work.path("export/manifest.json").parent
         client = BulkClient(
             self.settings.source,
             build_auth(self.settings),
             limits_of(self.settings),
             report=lambda text: self.progress(text, 0, 0),
         )
+        with closing(client):
+            try:
+                night = self._going_on(opened, writer, "bulk").by_export(client, level)
+            except NotIncremental as reason:
+                why = str(reason)
+                self._read_all(why)
+            else:
+                return night.searched, night.night, night.kept
+            folder = self.work.path("export/manifest.json").parent
+            exported = Exported.of(client.export(BulkRequest(level), folder))
+        searched = self._engine(self.work).search_directory(folder, self._harmless)
+        kept = exported.kept(searched, self.spec.as_of)
+        return searched, Night(why=why, evaluated=searched.records), kept
+
+    def _going_on(self, opened: OpenRun | None, writer: Writer | None, mode: str) -> Incremental:
+        """Prepare an incremental search; raises NotIncremental with the reason against it."""
+        if opened is None or writer is None:
+            raise NotIncremental("without a store nothing is known of earlier searches")
+        chosen = self.work.load("chosen", Chosen)
+        if chosen is None:
+            chosen = self._chosen(writer.store, opened.id, mode)
+            self.work.save("chosen", chosen)
+        if chosen.run is None:
+            raise NotIncremental(chosen.why)
+        base = base_of(writer.store, chosen.run)
+        engine = self._engine(self.work.part("night"))
+        return Incremental(engine, writer.store, base, self.spec.as_of, self._harmless)
+
+    def _chosen(self, store: Store, own: int, mode: str) -> Chosen:
+        if self.request.fresh:
+            return Chosen(None, "--fresh was asked for")
         try:
-            client.export(BulkRequest(self.request.bulk), folder)
-        finally:
-            client.close()
-        return folder
+            return Chosen(base_for(store, self.spec, mode, self.settings.full_every, own))
+        except NotIncremental as reason:
+            return Chosen(None, str(reason))
+
+    def _read_all(self, why: str) -> None:
+        """Note, also for whoever takes this search up, that all is read."""
+        self.work.save("chosen", Chosen(None, why))
 
     def _write(
         self, searched: Searched, statement: Statement, changes: Iterable[Change] | None
@@ -188,7 +248,13 @@ class _Search:
             write_whole(output / name, parts)
 
 
-def stated(spec: RunSpec, trials: Sequence[Trial], searched: Searched, work: Work) -> Statement:
+def stated(
+    spec: RunSpec,
+    trials: Sequence[Trial],
+    searched: Searched,
+    work: Work,
+    night: Night | None = None,
+) -> Statement:
     """Say what was searched and how completely."""
     seconds = work.seconds()
     problems = searched.problems
@@ -218,6 +284,7 @@ def stated(spec: RunSpec, trials: Sequence[Trial], searched: Searched, work: Wor
         bulk=spec.bulk,
         cohort=spec.cohort,
         resumed=work.resumed,
+        night=night or Night(evaluated=searched.records),
     )
 
 
