@@ -35,6 +35,7 @@ class Settings:
     data: Path = Path("eligibility-data")
     job_days: int = 7
     searches: Path | None = None
+    full_every: int = 7
     host: str = "127.0.0.1"
     port: int = 8080
     workers: int = 2
@@ -222,6 +223,12 @@ SETTINGS: tuple[Setting, ...] = (
     Setting("data", "folder that the worker keeps its jobs' searches in", _path),
     Setting("job_days", "days for which a job's result is kept", _whole(1, 3_650)),
     Setting("searches", "file of the searches that the worker runs at their times", _path),
+    Setting(
+        "full_every",
+        "after how many days a search with a store reads everything again, not only what "
+        "changed; 1: each day",
+        _whole(1, 365),
+    ),
     Setting("host", "address to listen on", _host),
     Setting("port", "port to listen on; 0 takes a free one", _whole(0, _MAX_PORT)),
     Setting("workers", "number of server processes", _whole(1, 64)),

@@ -38,6 +38,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     # The use case itself is started from the command line, the web and the worker.
     (
         "service.nightly.screen",
+        "service.nightly.approach",
         "service.nightly.bulk",
         "service.nightly.publish",
         "service.nightly.digest",

@@ -71,7 +71,9 @@ Exit codes: 0 complete, 3 done but not complete (run.json says why), 1 failed, 2
     default=None,
     help="Processes that work at the same time.  [one per processor]",
 )
-@settings_options(*SOURCE_SETTINGS, *BULK_SETTINGS, "search_parallel", "attestations", "store")
+@settings_options(
+    *SOURCE_SETTINGS, *BULK_SETTINGS, "search_parallel", "attestations", "store", "full_every"
+)
 def command(
     trials: tuple[str, ...],
     bulk: str | None,

@@ -1,12 +1,13 @@
 """What a rule is given: the facts, the day, other criteria's results; what it gives back.
 
 Every test of a date goes through the context, which notes the days on which its answer
-will change, so that it is known how long a verdict holds (semantics 1.7).
+will change, so that it is known how long a verdict holds (semantics 1.7), and those on which
+a text that names the age will read otherwise.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
@@ -21,10 +22,12 @@ from service.facts.model import (
     PatientFacts,
 )
 from service.terms import Match
-from service.values.dates import When, Window, age_at_least, birthday, day_text
+from service.values.dates import When, Window, age_at_least, birthday, day_text, next_age
 from service.values.logic import Outcome, Reason, unknown_rank
 
 MEDICATION = "Medication"
+# No limit of normal and no text tells apart ages beyond this.
+_OLDEST = 150
 _T = TypeVar("_T")
 
 
@@ -73,6 +76,7 @@ class Context:
     results: dict[str, Result] = field(default_factory=dict)
     stack: list[str] = field(default_factory=list)
     turning_days: dict[int, set[str]] = field(default_factory=dict)
+    rewording_days: set[int] = field(default_factory=set)
 
     def result(self, criterion_id: str) -> Result:
         """Give another criterion's result, evaluating it if need be.
@@ -93,6 +97,22 @@ class Context:
         """Note a day from which on a test of the criteria at work may answer otherwise."""
         if day > self.as_of:
             self.turning_days.setdefault(day, set()).update(self.stack)
+
+    def names_age(self, birth: When) -> None:
+        """Note that a text names the age on the day: it reads otherwise from a birthday on."""
+        self.rewording_days.update(self._birthdays(birth))
+
+    def tests_age(self, birth: When) -> None:
+        """Note that a test rests on the age on the day, whichever limits it has."""
+        for day in self._birthdays(birth):
+            self.turns(day)
+
+    def _birthdays(self, birth: When) -> Iterator[int]:
+        """Give the next birthday of someone born on either end of an interval."""
+        for born in {birth.first, birth.last}:
+            years = next_age(born, self.as_of)
+            if years <= _OLDEST:
+                yield birthday(born, years)
 
     def within(self, when: When, window: Window) -> bool | None:
         """Test a window that ends on the day of evaluation."""
@@ -336,9 +356,13 @@ def period_text(ctx: Context, window: Window | None) -> tuple[str | None, str | 
 def wanted_data(
     ctx: Context, kind: str, sets: Sequence[str], what: str, window: Window | None = None
 ) -> Settles:
-    """Say which data would settle an unknown."""
+    """Say which data would settle an unknown.
+
+    The text names the window, not its days: it must read alike on every day on which nothing
+    else changes.
+    """
     first, last = period_text(ctx, window)
-    dated = f" between {first} and {last}" if first else ""
+    dated = f" within {window}" if window is not None else ""
     return Settles(f"{what}{dated}", kind, tuple(sets), first, last)
 
 

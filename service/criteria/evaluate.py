@@ -30,16 +30,18 @@ def evaluate(
     evaluation = _Evaluation(trial, facts, _by_criterion(trial, attestations))
     ctx = evaluation.context(as_of.toordinal())
     results = tuple(ctx.result(criterion.id) for criterion in trial.criteria)
+    valid_until, steady_until = evaluation.horizons(ctx)
     return Verdict(
         trial=trial.id,
         trial_version=trial.version,
         patient=facts.person.reference,
         as_of=as_of.isoformat(),
         code=verdict_of(results),
-        valid_until=evaluation.valid_until(ctx),
+        valid_until=valid_until,
         criteria=results,
         messages=facts.messages,
         patient_version=facts.person.version,
+        steady_until=steady_until,
     )
 
 
@@ -55,10 +57,23 @@ def verdict_of(results: tuple[Result, ...]) -> VerdictCode:
 
 def valid_until_of(trial: Trial, facts: PatientFacts, as_of: date, criterion_id: str) -> str | None:
     """Give the last day on which one criterion keeps its outcome; None if it holds."""
+    return _horizons_of(trial, facts, as_of, criterion_id)[0]
+
+
+def steady_until_of(
+    trial: Trial, facts: PatientFacts, as_of: date, criterion_id: str
+) -> str | None:
+    """Give the last day on which one criterion's result, reason included, stays the same."""
+    return _horizons_of(trial, facts, as_of, criterion_id)[1]
+
+
+def _horizons_of(
+    trial: Trial, facts: PatientFacts, as_of: date, criterion_id: str
+) -> tuple[str | None, str | None]:
     evaluation = _Evaluation(trial, facts, {})
     ctx = evaluation.context(as_of.toordinal())
     ctx.result(criterion_id)
-    return evaluation.valid_until(ctx)
+    return evaluation.horizons(ctx)
 
 
 def result_of(
@@ -107,18 +122,31 @@ class _Evaluation:
             study_identifiers=self.trial.identifiers,
         )
 
-    def valid_until(self, ctx: Context) -> str | None:
-        """Find the first day on which a test turns and with it an outcome.
+    def horizons(self, ctx: Context) -> tuple[str | None, str | None]:
+        """Find the last days on which all outcomes, and on which all results, stay the same.
 
-        Only the criteria whose tests turn on a day are evaluated again as of that day.
+        Only the criteria whose tests turn on a day are evaluated again as of that day; what
+        they test there may turn on days that nothing tested before.
         """
-        known = {name: result.outcome for name, result in ctx.results.items()}
-        for day in sorted(ctx.turning_days):
+        pending = {day: set(ids) for day, ids in ctx.turning_days.items()}
+        steady = min(ctx.rewording_days, default=None)
+        while pending:
+            day = min(pending)
             later = self.context(day)
-            for criterion_id in ctx.turning_days[day]:
-                if later.result(criterion_id).outcome is not known[criterion_id]:
-                    return day_text(day - 1)
-        return None
+            for criterion_id in pending.pop(day):
+                found, known = later.result(criterion_id), ctx.results.get(criterion_id)
+                if known is None:
+                    continue
+                if (steady is None or day < steady) and not _alike(found, known):
+                    steady = day
+                if found.outcome is not known.outcome:
+                    return day_text(day - 1), _day_before(steady)
+            for turning, ids in later.turning_days.items():
+                pending.setdefault(turning, set()).update(ids)
+            if later.rewording_days:
+                first = min(later.rewording_days)
+                steady = first if steady is None else min(steady, first)
+        return None, _day_before(steady)
 
     def _result(self, criterion_id: str, ctx: Context) -> Result:
         criterion = self.trial.by_id[criterion_id]
@@ -132,6 +160,25 @@ class _Evaluation:
             return laid_over(result, self.attestations.get(criterion_id, ()), ctx)
         finally:
             ctx.stack.pop()
+
+
+def _day_before(day: int | None) -> str | None:
+    return None if day is None else day_text(day - 1)
+
+
+def _alike(one: Result, other: Result) -> bool:
+    """Tell whether two results read the same; periods of data wanted move with the day."""
+    return (
+        one.outcome is other.outcome
+        and one.reason is other.reason
+        and one.message == other.message
+        and one.evidence == other.evidence
+        and one.assumptions == other.assumptions
+        and one.computed == other.computed
+        and [wanted.words for wanted in one.settled_by]
+        == [wanted.words for wanted in other.settled_by]
+        and all(map(_alike, one.parts, other.parts))
+    )
 
 
 def _of_draft(criterion: Criterion, draft: Draft, ctx: Context) -> Result:

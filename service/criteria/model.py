@@ -5,12 +5,17 @@ Source: semantics 1.1 and 1.7.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import NamedTuple
 
 from service.fhir.record import Message
 from service.values.logic import Outcome, Reason
+
+_WORDS = re.compile(
+    r"(?P<text>.*) \((?P<type>[A-Z][A-Za-z]{2,63})(?: in (?P<sets>[^()]+))?\)", re.DOTALL
+)
 
 
 class VerdictCode(StrEnum):
@@ -54,9 +59,19 @@ class Settles(NamedTuple):
     @property
     def words(self) -> str:
         """Say all of it: what, of which type, in which code sets."""
-        if self.type is None or not self.sets:
+        if self.type is None:
             return self.text
-        return f"{self.text} ({self.type} in {', '.join(self.sets)})"
+        within = f" in {', '.join(self.sets)}" if self.sets else ""
+        return f"{self.text} ({self.type}{within})"
+
+    @classmethod
+    def read(cls, words: str) -> Settles:
+        """Undo ``words``, but for the period."""
+        found = _WORDS.fullmatch(words)
+        if found is None:
+            return cls(words)
+        sets = tuple(found["sets"].split(", ")) if found["sets"] else ()
+        return cls(found["text"], found["type"], sets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +102,8 @@ class Verdict:
 
     ``patient`` is ``Patient/ID`` (of the survivor, if merged); ``as_of`` and
     ``valid_until`` are ISO dates; ``valid_until`` None: until the record changes.
+    ``steady_until``: the last day on which the verdict's line reads the same but for its
+    day (reasons and texts too, not the outcomes alone); None: until the record changes.
     """
 
     trial: str
@@ -98,6 +115,7 @@ class Verdict:
     criteria: tuple[Result, ...]
     messages: tuple[Message, ...] = ()
     patient_version: str | None = None
+    steady_until: str | None = None
 
 
 def walk(results: tuple[Result, ...]) -> list[tuple[Result, str | None]]:

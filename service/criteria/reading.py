@@ -181,6 +181,7 @@ def _age_fits(entry: ReferenceRange, when: When | None, ctx: Context) -> bool:
     if birth is None:
         return True
     if when is None:
+        ctx.tests_age(birth)
         low, high = age_range(birth, ctx.as_of)
     else:
         low, high = age_range(birth, when.first)[0], age_range(birth, when.last)[1]
@@ -232,6 +233,7 @@ def _possible_ages(when: When | None, ctx: Context) -> list[int] | None:
     if birth is None:
         return None
     if when is None:
+        ctx.tests_age(birth)
         low, high = age_range(birth, ctx.as_of)
     else:
         low, high = age_range(birth, when.first)[0], age_range(birth, when.last)[1]

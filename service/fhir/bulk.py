@@ -214,7 +214,8 @@ class BulkClient:
         wanted = request.types or ("Patient", *RECORD_TYPES)
         offered = self._offered(wanted)
         not_offered = [kind for kind in wanted if kind not in offered]
-        form, poll = self._kick_off(Form(replace(request, types=offered)), notes)
+        asking = Form(replace(request, types=offered), post=bool(request.patients))
+        form, poll = self._kick_off(asking, notes)
         job = Job(asked, form.url(self._base), poll, notes, [], not_offered=not_offered)
         # Before the first question: a job that nobody knows of blocks the next one.
         save_job(folder, job)

@@ -49,7 +49,8 @@ class BulkRequest:
     ``level``: ``system``, ``patient`` or ``group/ID``. ``types``: empty for all.
     ``since``: an instant. ``filters``: `_typeFilter` queries (``Observation?status=final``),
     a comma within one written %2C. ``partial``: whether the server may hand out the
-    manifest in parts before it has finished.
+    manifest in parts before it has finished. ``patients``: ids of those wanted only; they
+    go into the body of a POST, never into an address.
     """
 
     level: str
@@ -57,6 +58,7 @@ class BulkRequest:
     since: str | None = None
     filters: tuple[str, ...] = ()
     partial: bool = False
+    patients: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a level that there is not; raises UsageError."""
@@ -110,7 +112,7 @@ class Form:
             yield "allowPartialManifests", "Boolean", "true"
 
     def url(self, base: str) -> str:
-        """Give the address with all parameters as a query, whatever the method."""
+        """Give the address with all parameters but patients as a query, whatever the method."""
         query = "&".join(
             f"{name}={quote(value, safe='/,:')}" for name, _, value in self.parameters()
         )
@@ -118,9 +120,13 @@ class Form:
 
     def body(self) -> str:
         """Give the Parameters resource of a POST."""
-        listed = [
+        listed: list[Json] = [
             {"name": name, f"value{kind}": True if kind == "Boolean" else value}
             for name, kind, value in self.parameters()
+        ]
+        listed += [
+            {"name": "patient", "valueReference": {"reference": f"Patient/{patient}"}}
+            for patient in self.request.patients
         ]
         return msgspec.json.encode({"resourceType": "Parameters", "parameter": listed}).decode()
 
@@ -133,6 +139,8 @@ def eased(form: Form, reply: Reply) -> tuple[Form, str | None] | None:
     manifest's request, so that it reads as not exported.
     """
     request = form.request
+    # Patients can't be named with another method, and without them all would be exported.
+    form = replace(form, turned=form.turned or bool(request.patients))
     if reply.status in _OTHER_METHOD and not form.turned:
         return replace(form, post=not form.post, turned=True), None
     if reply.status not in _OTHER_PARAMETERS:

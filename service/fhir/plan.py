@@ -80,11 +80,15 @@ class _Statement(
 
 @dataclass(frozen=True, slots=True)
 class Ability:
-    """What a server can do with one resource type; None: it does not say."""
+    """What a server can do with one resource type; None: it does not say.
+
+    ``history``: whether it tells what became of all resources of the type, deletions too.
+    """
 
     parameters: frozenset[str] | None = None
     includes: frozenset[str] = frozenset()
     searchable: bool = True
+    history: bool = False
 
     def declares(self, name: str) -> bool:
         """Whether a search parameter is declared."""
@@ -138,6 +142,7 @@ def _ability(resource: _Resource) -> Ability:
         None if parameters is None else frozenset(found.name for found in parameters),
         frozenset(resource.search_include),
         interactions is None or any(found.code == "search-type" for found in interactions),
+        any(found.code == "history-type" for found in interactions or ()),
     )
 
 

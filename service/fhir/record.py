@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC
+from operator import itemgetter
 from typing import Any, NamedTuple, Protocol
 
 import msgspec
@@ -231,6 +232,9 @@ class Pool:
                 self.patients[reference] = located
         for url, reference in urls.items():
             self.by_reference[url] = self.by_reference[reference]
+        # What comes of a record must not depend on the order in which it was read: a server
+        # may give it in another one each time.
+        settled.sort(key=itemgetter(1))
         return settled
 
     def _index_identifiers(self) -> dict[tuple[str | None, str], str | None]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, tzinfo
@@ -21,6 +21,7 @@ from service.fhir.http import Auth, Client, Limits, Transport, inside
 from service.fhir.paging import NotAPage, Peek, parse_page, said, said_openly
 from service.fhir.plan import Capabilities, TypePlan, capabilities, encode, plan_type
 from service.fhir.record import COMPLETE
+from service.fhir.since import ServerChanges, changed_since
 from service.fhir.source import Fetched, SiteSearch, Wanted
 from service.fhir.visit import GONE, ID, TIMED_OUT, Before, Hospital, Visit, links
 
@@ -162,6 +163,14 @@ class ServerSource:
                     self._known.doubted = True
         others = dict.fromkeys(ready.others, COMPLETE)
         return replace(fetched, readings={**fetched.readings, **others})
+
+    def changed_since(self, kinds: Iterable[str], since: str) -> ServerChanges:
+        """Ask for all resources of some types that changed since an instant (ISO).
+
+        Raises ChangesNotOffered if the server can't tell, SourceError or SourceTimeout.
+        """
+        known = self._capabilities(time.monotonic() + self._limits.fetch)
+        return changed_since(self._client, known.server, self._hospital.site, kinds, since)
 
     def _plan(self, known: _Known, kind: str, codes: frozenset[tuple[str, str]] | None) -> TypePlan:
         found = known.plans.get((kind, codes))

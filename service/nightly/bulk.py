@@ -21,7 +21,7 @@ from service.fhir.bundles import RECORD_TYPES
 from service.nightly.engine import Searched
 from service.wiring import build_bulk, limits_of
 
-__all__ = ["EXPORT", "bulk_request", "call_off", "exported", "types_of", "with_export"]
+__all__ = ["EXPORT", "bulk_request", "call_off", "exports_in", "types_of", "with_export"]
 
 # Where in a search's working folder its export lies.
 EXPORT = "export"
@@ -49,18 +49,9 @@ def bulk_request(level: str, trials: Iterable[Trial], since: str | None = None) 
     return BulkRequest(level, types_of(trials), since)
 
 
-def exported(
-    settings: Settings, request: BulkRequest, folder: Path, report: Callable[[str], None]
-) -> Export:
-    """Have the server export, and bring the files here; takes up what was begun there.
-
-    Raises ConfigurationError, SourceError, SourceTimeout, NotWritten.
-    """
-    client = build_bulk(settings, report)
-    try:
-        return client.export(request, folder)
-    finally:
-        client.close()
+def exports_in(folder: Path) -> list[Path]:
+    """Find the folders of exports that may be running, below a search's working folder."""
+    return sorted(path.parent for path in folder.rglob("job.json"))
 
 
 def call_off(

@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path, PurePosixPath
 from typing import Protocol, TypeVar
 
 import msgspec
 
-from service.criteria.evaluate import evaluate, result_of
+from service.criteria.evaluate import evaluate, result_of, steady_until_of
 from service.criteria.model import Verdict
 from service.criteria.trial import Trial
 from service.errors import EligibilityError
@@ -37,6 +37,7 @@ from service.fhir.record import Item, Message
 from service.fhir.source import Fetched, record_of
 from service.nightly.directory import Entry, Place, Unit, listing, units_of
 from service.nightly.model import Failure, Outcome, Reject, SearchFailed, TypeCount
+from service.nightly.names import digests_of, names_of
 from service.nightly.partition import (
     REFERRED,
     SHARED,
@@ -96,13 +97,21 @@ class Evaluation:
 
 
 class Found(msgspec.Struct):
-    """What came out of one partition (kept as its checkpoint)."""
+    """What came out of one partition (kept as its checkpoint).
+
+    ``records``: evaluated; ``outside``: patients outside a trial's population, with the last
+    day (ISO) on which that is certain if their records stay, or None; ``partial``: patients
+    of whom not all could be read.
+    """
 
     tallies: list[Tally] = []
     failures: list[Failure] = []
     rejects: list[Reject] = []
     failed: int = 0
     members: int = 0
+    records: int = 0
+    outside: list[tuple[str, str | None]] = []
+    partial: list[str] = []
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,6 +120,12 @@ class Searched:
 
     ``outcomes`` can be gone through as often as needed, sorted by patient, then in the
     order of the trials. ``problems`` make the search incomplete, ``notes`` do not.
+    ``records``: how many were evaluated. ``outside``: as of ``Found``; ``strangers``: names of
+    whom records that bear on a diagnosis are, who isn't there; ``links``: all merges of the
+    source (``Population``); ``everyone``: nobody could be left out, since something can't be
+    read. ``partial``: patients of whom not all could be read. ``fresh``: those of the outcomes
+    that are not taken over from an earlier run, if some are; ``carried``: per trial the
+    patients of the others.
     """
 
     outcomes: Callable[[], Iterator[Outcome]]
@@ -124,6 +139,14 @@ class Searched:
     evaluated: int
     bytes: int
     notes: tuple[str, ...] = ()
+    records: int = 0
+    outside: tuple[tuple[str, str | None], ...] = ()
+    strangers: tuple[str, ...] = ()
+    links: tuple[tuple[str, str, str], ...] = ()
+    everyone: bool = False
+    partial: tuple[str, ...] = ()
+    fresh: Callable[[], Iterator[Outcome]] | None = None
+    carried: Mapping[str, Callable[[], Iterator[str]]] = field(default_factory=dict)
 
 
 class Loader(Protocol):
@@ -390,6 +413,9 @@ class _Evaluator:
 
     def add(self, fetched: Fetched) -> None:
         """Evaluate one patient; whatever is wrong with the record stays with it."""
+        self.found.records += 1
+        if any(not each.complete and not each.not_offered for each in fetched.readings.values()):
+            self.found.partial.append(fetched.patient)
         try:
             self._evaluate(fetched)
         except EligibilityError as error:
@@ -412,6 +438,10 @@ class _Evaluator:
         record = record_of(fetched)
         facts = facts_of(record, screening.terms, screening.site)
         attested = screening.attested(record)
+        kept = names = None
+        if evaluation.keep_records:
+            kept = encode_record(fetched)
+            names = digests_of(names_of(record.resolver))
         verdicts: dict[int, Verdict] = {}
         for number, trial in enumerate(evaluation.trials):
             diagnosis = self._diagnoses[number]
@@ -420,6 +450,9 @@ class _Evaluator:
                 result_of(trial, facts, evaluation.as_of, diagnosis.id, attested)
             ):
                 verdicts[number] = evaluate(trial, facts, evaluation.as_of, attested)
+            elif evaluation.keep_records:
+                until = steady_until_of(trial, facts, evaluation.as_of, diagnosis.id)
+                self.found.outside.append((facts.person.reference, until))
         known = False
         member = False
         for number, tally in enumerate(self.found.tallies):
@@ -439,7 +472,9 @@ class _Evaluator:
                 verdict_line(verdict).encode(),
                 verdict.code.value,
                 verdict.valid_until,
-                encode_record(fetched) if evaluation.keep_records else None,
+                kept,
+                verdict.steady_until,
+                names,
             )
         for message in facts.messages:
             self._reject(message, fetched)
@@ -715,6 +750,9 @@ def joined(
         members=sum(found.members for found in founds),
         evaluated=sum(found.members - found.failed for found in founds),
         bytes=size,
+        records=sum(found.records for found in founds),
+        partial=tuple(sorted({each for found in founds for each in found.partial})),
+        outside=tuple(sorted({each for found in founds for each in found.outside}, key=str)),
     )
 
 
@@ -985,7 +1023,7 @@ class _FileSearch:
             "Patient",
             *REFERRED,
         }
-        return joined(
+        searched = joined(
             self.evaluation,
             founds,
             outcomes,
@@ -995,6 +1033,12 @@ class _FileSearch:
             notes=list(self._notes(replies, wanted)),
             types=self._types(routed, referred),
             size=sum(each.bytes for each in routed),
+        )
+        return replace(
+            searched,
+            strangers=population.strangers,
+            links=population.links,
+            everyone=population.everyone,
         )
 
     def _refer(self, stage: str, routed: Sequence[Routed]) -> dict[str, int]:

@@ -7,7 +7,6 @@ it once it is read. A search taken up again reads only the parts that are not th
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
@@ -18,7 +17,6 @@ import msgspec
 
 from service.criteria.trial import Trial
 from service.errors import ConfigurationError, UsageError
-from service.fhir.bundles import kind_of
 from service.fhir.cohort import (
     Cohort,
     Member,
@@ -28,19 +26,21 @@ from service.fhir.cohort import (
     everyone,
     is_reference,
 )
-from service.fhir.crawl import CHUNK, Unread, read_records, survivor_of
+from service.fhir.crawl import CHUNK, Unread, read_records
 from service.fhir.server import ServerSource
+from service.fhir.since import ChangesNotOffered
 from service.fhir.source import Fetched, Wanted
+from service.nightly.changed import changes_of, deleted
 from service.nightly.engine import Engine, Searched, in_order
-from service.nightly.model import Failure, Reject, TypeCount
-from service.nightly.partition import encode_record
+from service.nightly.fetching import Part, incomplete, lines_of, types_read
+from service.nightly.incremental import Incremental, Incrementally, NotIncremental
+from service.nightly.model import Failure, Reject
+from service.nightly.partition import REFERRED
 from service.nightly.sought import sought_of
 from service.nightly.work import Work, write_whole
 
 # More files than this are not merged at once; the parts grow instead.
 _FILES = 400
-# What is asked for that is no type of a record, by what it answers with.
-_ANSWERS = {"": "Bundle", "metadata": "CapabilityStatement"}
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -52,22 +52,6 @@ class Found(msgspec.Struct, frozen=True):
     cohort: Cohort
     requests: dict[str, int]
     expected: dict[str, str]
-
-
-class Part(msgspec.Struct):
-    """What reading a part of the cohort gave, beside the records (kept as its checkpoint).
-
-    ``survivors``: whom its records are about. ``unread``: ids with the problem, and whether
-    there is no such patient. ``incomplete``: patients by what was not read completely.
-    ``types``: resources and bytes; ``requests`` by what was asked for.
-    """
-
-    survivors: list[str] = []
-    unread: list[tuple[str, str, bool]] = []
-    incomplete: dict[str, int] = {}
-    types: dict[str, tuple[int, int]] = {}
-    requests: dict[str, int] = {}
-    refused: int = 0
 
 
 def mark_of(cohort: str | None) -> str | None:
@@ -127,17 +111,56 @@ class LiveSearch:
         for tally in searched.tallies:
             tally.failed += len(failures)
         joined = sorted((*searched.failures, *failures), key=lambda each: each.patient)
-        types = _types([found.requests, *(part.requests for part in done)], done)
+        types = types_read([found.requests, *(part.requests for part in done)], done)
         return replace(
             searched,
             failures=tuple(joined),
             rejects=in_order((*searched.rejects, *self._rejects(found.cohort, done, lines))),
-            problems=(*found.cohort.problems, *_incomplete(done)),
+            problems=(*found.cohort.problems, *incomplete(done)),
             notes=(*found.cohort.limits, *_limits(found.expected)),
             types=types,
             members=searched.members + len(failures),
             bytes=sum(count.bytes for count in types.values()),
         )
+
+    def run_on(self, incremental: Incremental, now: str) -> Incrementally:
+        """Find the cohort anew, and of it read whom changes since an earlier search touch.
+
+        ``now``: the instant before which nothing was asked. Raises NotIncremental, and what
+        ``run`` raises.
+        """
+        wanted = wanted_of_all(self.engine.evaluation.trials)
+        found = self._found(wanted)
+        if found.cohort.problems or found.cohort.rejected:
+            raise NotIncremental("the cohort could not be found completely")
+        client = self.source.hospital.client
+        before = client.sent()
+        kinds = dict.fromkeys(("Patient", *wanted.codes, *REFERRED))
+        try:
+            told = self.source.changed_since(kinds, incremental.base.since)
+        except ChangesNotOffered as error:
+            raise NotIncremental(error.message) from error
+        changes = changes_of(told.resources, (self.source.base_url,))
+        deleted(changes, told.deleted)
+
+        def read(ids: Sequence[str]) -> Iterator[Fetched | Unread]:
+            for each in read_records(self.source, ids, wanted):
+                if isinstance(each, Unread) and each.unknown:
+                    raise NotIncremental("the server does not know all patients of the cohort")
+                yield each
+
+        members = [member.id for member in found.cohort.members]
+        night = incremental.by_records(changes, now, members, read, told.unseen, found.expected)
+        searched = night.searched
+        sent = (found.requests, dict(client.sent() - before))
+        types = types_read(sent, night.parts)
+        searched = replace(
+            searched,
+            notes=(*found.cohort.limits, *_limits(found.expected)),
+            types=types,
+            bytes=sum(count.bytes for count in types.values()),
+        )
+        return replace(night, searched=searched)
 
     @property
     def _work(self) -> Work:
@@ -191,7 +214,7 @@ class LiveSearch:
             before = self.source.hospital.client.sent()
             own = islice(records, len(parts[number]))
             path = self._work.path(f"{_name(number)}.records")
-            write_whole(path, _lines(own, part, known, expected))
+            write_whole(path, lines_of(own, part, known, expected))
             if part.refused == len(parts[number]):
                 raise ConfigurationError(
                     f"the FHIR server refuses to give the patients "
@@ -239,61 +262,4 @@ def _expected(source: ServerSource, wanted: Wanted) -> dict[str, str]:
         kind: problem
         for kind, plan in plans.items()
         if (problem := plan.problem or plan.narrowed) is not None and not plan.none_kept
-    }
-
-
-def _lines(
-    records: Iterator[Fetched | Unread],
-    part: Part,
-    known: set[str],
-    expected: Mapping[str, str],
-) -> Iterator[bytes]:
-    """Write records, and count; of merged patients the first."""
-    incomplete: Counter[str] = Counter()
-    types: dict[str, list[int]] = {}
-    for got in records:
-        if isinstance(got, Unread):
-            part.unread.append((got.patient, got.problem, got.unknown))
-            part.refused += got.refused
-            continue
-        survivor = survivor_of(got)
-        if survivor in known:
-            continue
-        known.add(survivor)
-        part.survivors.append(survivor)
-        for kind, reading in got.readings.items():
-            if reading.problem is not None and reading.problem != expected.get(kind):
-                incomplete[f"{kind}: {reading.problem}"] += 1
-        for item in got.items:
-            counted = types.setdefault(kind_of(item.raw) or "", [0, 0])
-            counted[0] += 1
-            counted[1] += len(item.raw)
-        yield encode_record(got) + b"\n"
-    part.incomplete = dict(incomplete)
-    part.types = {kind: (count, size) for kind, (count, size) in types.items()}
-
-
-def _incomplete(parts: Sequence[Part]) -> Iterator[str]:
-    counts: Counter[str] = Counter()
-    for part in parts:
-        counts.update(part.incomplete)
-    for text, count in sorted(counts.items()):
-        patients = "1 patient" if count == 1 else f"{count} patients"
-        yield f"not read completely of {patients}: {text}"
-
-
-def _types(requests: Sequence[Mapping[str, int]], parts: Sequence[Part]) -> dict[str, TypeCount]:
-    sent: Counter[str] = Counter()
-    for each in requests:
-        for asked, count in each.items():
-            sent[_ANSWERS.get(asked, asked)] += count
-    read: Counter[str] = Counter()
-    size: Counter[str] = Counter()
-    for part in parts:
-        for kind, (count, length) in part.types.items():
-            read[kind] += count
-            size[kind] += length
-    return {
-        kind: TypeCount(bytes=size[kind], lines=read[kind], read=read[kind], requests=sent[kind])
-        for kind in sorted({*sent, *read})
     }

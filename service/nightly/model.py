@@ -16,6 +16,7 @@ __all__ = [
     "Exit",
     "Failure",
     "Missing",
+    "Night",
     "Outcome",
     "Reject",
     "RunSpec",
@@ -99,7 +100,9 @@ class Outcome:
 
     ``line`` is the verdict as one line of JSON without its end; ``code`` the verdict's
     code; ``valid_until`` an ISO date or None; ``record`` the facts as they were read (a
-    line of a partition, ``service.nightly.partition``), for a replay, if kept.
+    line of a partition, ``service.nightly.partition``), for a replay, if kept, and ``names``
+    what changes of it are told by (``service.nightly.names``). ``steady_until``: the last
+    day (ISO) on which the same record gives the same line but for its day, or None.
     """
 
     patient: str
@@ -108,6 +111,8 @@ class Outcome:
     code: str
     valid_until: str | None = None
     record: bytes | None = None
+    steady_until: str | None = None
+    names: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +177,31 @@ class TrialCount:
 
 
 @dataclass(frozen=True, slots=True)
+class Night:
+    """How the source was read, and how much had to be evaluated.
+
+    ``since``: the instant from which changes were read, of an incremental search; None: all
+    was read. ``why``: why so, for a search that could have read changes only. ``base``: the
+    number of the run whose verdicts were taken over. ``evaluated``: records that were
+    evaluated, also of patients who then proved not to be in the population; ``touched``
+    among them those of patients whose record changed, ``joined`` those read anew (who may
+    have joined the population, or were merged or failed before), ``lapsed`` those whose
+    verdict would read otherwise on this day. ``carried``: patients whose verdict was taken
+    over. ``unseen``: types of which the server does not tell what was deleted.
+    """
+
+    since: str | None = None
+    why: str | None = None
+    base: int | None = None
+    evaluated: int = 0
+    touched: int = 0
+    joined: int = 0
+    lapsed: int = 0
+    carried: int = 0
+    unseen: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Statement:
     """Everything that ``run.json`` says.
 
@@ -184,7 +214,9 @@ class Statement:
     ``rates`` by name (``bytesPerSecond``, ``patientsPerSecond``); ``resumed`` how often
     the run was taken up again. ``notes``: what the search could not look at by its nature, and
     what the source can't give or did otherwise than asked, without anything being lost (a type
-    it does not have).
+    it does not have). ``night`` says how the source was read; of an incremental search
+    ``types``, ``rates`` are of what it read, and ``patients_seen`` is that of the last search
+    that read all.
     """
 
     source: str
@@ -208,6 +240,7 @@ class Statement:
     cohort: str | None = None
     resumed: int = 0
     notes: tuple[str, ...] = ()
+    night: Night = Night()
 
     @property
     def exit(self) -> Exit:

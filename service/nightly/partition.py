@@ -257,7 +257,7 @@ class Route(Reader[RouteLine]):
             names = {each.subject.reference for each in found}  # type: ignore[union-attr]
         except AttributeError:  # One has no subject.
             return [index for index, each in enumerate(found) if self._may_be(each)]
-        if self.population.strangers(names):
+        if self.population.has_none_of(names):
             return ()
         near = {name for name in names if self._near(name)}
         return [

@@ -318,7 +318,9 @@ class Population:
     number of its group (patients merged with each other), ``groups`` the keys of each;
     ``asked``: per group the patients to evaluate, those merged away left out. ``seen``:
     Patients of the source; ``everyone``: nobody could be left out. ``missing``: how many
-    records that bear on the diagnosis name of whom the source has no Patient.
+    records that bear on the diagnosis name of whom the source has no Patient; ``strangers``:
+    whom scanned records name who isn't there; ``links``: who says of himself that he was
+    merged with whom (key, kind, name of the other), of all Patients of the source.
     """
 
     owners: Mapping[str, int]
@@ -330,6 +332,8 @@ class Population:
     seen: int
     everyone: bool
     missing: int = 0
+    strangers: tuple[str, ...] = ()
+    links: tuple[tuple[str, str, str], ...] = ()
 
     def owner(self, name: str) -> int | None:
         """Give the number of the key that a name stands for; None if it is nobody's here."""
@@ -338,7 +342,7 @@ class Population:
             return self.owners.get(local(name, self.bases))
         return found
 
-    def strangers(self, names: Set[str | None]) -> bool:
+    def has_none_of(self, names: Set[str | None]) -> bool:
         """Tell whether none of these references names, or may name, one of the population.
 
         Only references as ``Patient/id`` are sure to name somebody else.
@@ -366,6 +370,11 @@ class Population:
         """Give the partition of a key's group: the same whoever works on it, and whenever."""
         first = self.groups[self.group_of[key]][0]
         return crc32(self.keys[first].encode()) % count
+
+
+def names_in(named: str) -> list[str]:
+    """Give the names of one patient that a record of ``Scanned.named`` holds."""
+    return named.split(_OR)
 
 
 def is_plain(name: str) -> bool:
@@ -396,7 +405,7 @@ def resolve(
     bases = tuple(sorted({base for scan in scans for base in scan.bases}))
     everyone = everyone or any(scan.everyone for scan in scans)
     records = {
-        tuple(local(name, bases) for name in names.split(_OR))
+        tuple(local(name, bases) for name in names_in(names))
         for scan in scans
         for names in scan.named
     }
@@ -452,6 +461,8 @@ def resolve(
             and any(map(_may_be_patient, names))
             for names in records
         ),
+        strangers=tuple(sorted(name for name in qualified if key_of(name) not in numbers)),
+        links=tuple(links),
     )
 
 

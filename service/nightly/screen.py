@@ -10,30 +10,26 @@ from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from pathlib import Path
 
+import msgspec
+
 from service import __version__
 from service.config import Settings, is_server
 from service.criteria.trial import Trial
 from service.errors import ConfigurationError, UsageError
-from service.fhir.server import ServerSource
-from service.nightly.bulk import EXPORT, bulk_request, call_off, exported, with_export
+from service.nightly.approach import Approach
+from service.nightly.bulk import bulk_request, call_off, exports_in
 from service.nightly.directory import listing
-from service.nightly.engine import (
-    Engine,
-    Evaluation,
-    Passes,
-    Progress,
-    Searched,
-    search_files,
-)
-from service.nightly.live import LiveSearch, mark_of, named_openly
-from service.nightly.model import RunSpec, SearchFailed, Statement
+from service.nightly.engine import Evaluation, Passes, Progress, Searched
+from service.nightly.incremental import NOTE
+from service.nightly.live import mark_of, named_openly
+from service.nightly.model import Night, RunSpec, SearchFailed, Statement
 from service.nightly.work import Work, clear_parts, fingerprint, write_whole
 from service.results.report import Change
 from service.results.search import output_files
 from service.screening import Screening
 from service.storage.materials import ATTESTATIONS, SITE, digest_of, materials_of
 from service.storage.store import Store, Writer
-from service.wiring import build_screening, build_source, mappings_dir
+from service.wiring import build_screening, mappings_dir
 
 # Raised when the form of what is kept in the working folder changes.
 _FORM = 1
@@ -174,12 +170,30 @@ class _Search:
             opened = writer.begin(self.spec, key=self.work.key, materials=materials)
             if self.request.begun is not None:
                 self.request.begun(opened.id)
-        searched = self._searched()
-        statement = stated(self.spec, self.evaluation.trials, searched, self.work)
+        approach = Approach(
+            self.settings,
+            self.spec,
+            self.evaluation,
+            self.work,
+            self.progress,
+            cohort=self.request.cohort,
+            fresh=self.request.fresh,
+            passes=self.passes,
+            store=None if writer is None else writer.store,
+            run=None if opened is None else opened.id,
+        )
+        got = approach.search()
+        searched, night, kept = got.searched, got.night, got.kept
+        statement = stated(self.spec, self.evaluation.trials, searched, self.work, night)
         changes: Iterable[Change] | None = None
         if opened is not None and writer is not None:
-            opened.add(searched.outcomes())
+            opened.add((searched.fresh or searched.outcomes)())
+            for trial, patients in searched.carried.items():
+                assert night.base is not None
+                opened.carry(night.base, trial, patients())
             opened.rejects(searched.rejects)
+            if kept is not None and not opened.is_finished:
+                opened.note(NOTE, msgspec.json.encode(kept).decode())
             run = opened.finish(statement)
             if any(previous is not None for previous in run.previous.values()):
                 changes = writer.store.changes(run.id)
@@ -195,7 +209,7 @@ class _Search:
         files: object = source
         if self.passes is not None:
             files = [source, *self.passes.entries]
-        elif "://" not in source:
+        elif not is_server(source):
             files = [str(Path(source).absolute()), *listing(Path(source))]
         return {
             "form": _FORM,
@@ -209,33 +223,14 @@ class _Search:
             "files": files,
         }
 
-    def _searched(self) -> Searched:
-        if self.passes is not None:
-            return search_files(self.evaluation, self.passes)
-        engine = Engine(self.evaluation, self.work, self.request.workers, self.progress)
-        source = self.settings.source
-        assert source is not None
-        if "://" not in source:
-            return engine.search_directory(Path(source))
-        if self.request.bulk is not None:
-            request = bulk_request(self.request.bulk, self.evaluation.trials)
-            folder = self.work.path(f"{EXPORT}/manifest.json").parent
-            export = exported(self.settings, request, folder, self._report)
-            return with_export(engine.search_directory(folder), export)
-        server = build_source(self.settings, self.evaluation.screening.site)
-        assert isinstance(server, ServerSource)
-        try:
-            return LiveSearch(engine, server, self.request.cohort, self.request.as_of).run()
-        finally:
-            server.close()
+    def _leaving(self, folder: Path) -> None:
+        """Call off the exports of a search that is given up: servers do one at a time."""
+        needed = self.request.bulk is not None
+        for path in exports_in(folder):
+            call_off(self.settings, path, self._report, needed=needed)
 
     def _report(self, text: str) -> None:
         self.progress(text, 0, 0)
-
-    def _leaving(self, folder: Path) -> None:
-        """Call off the export of a search that is given up: servers do one at a time."""
-        needed = self.request.bulk is not None
-        call_off(self.settings, folder / EXPORT, self._report, needed=needed)
 
     def _write(
         self,
@@ -260,7 +255,13 @@ class _Search:
             write_whole(output / name, parts)
 
 
-def stated(spec: RunSpec, trials: Sequence[Trial], searched: Searched, work: Work) -> Statement:
+def stated(
+    spec: RunSpec,
+    trials: Sequence[Trial],
+    searched: Searched,
+    work: Work,
+    night: Night | None = None,
+) -> Statement:
     """Say what was searched and how completely."""
     seconds = work.seconds()
     problems = searched.problems
@@ -291,6 +292,7 @@ def stated(spec: RunSpec, trials: Sequence[Trial], searched: Searched, work: Wor
         cohort=spec.cohort,
         resumed=work.resumed,
         notes=searched.notes,
+        night=night or Night(evaluated=searched.records),
     )
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable, Iterator
 
 import msgspec
 
-from service.criteria.model import Result, Verdict, VerdictCode, walk
+from service.criteria.model import Settles, Verdict, VerdictCode, walk
 from service.criteria.trial import Trial
 from service.nightly.model import CriterionCount, Missing, TrialCount
 from service.values.logic import Outcome
@@ -21,6 +22,32 @@ class _Wanted(msgspec.Struct):
     sets: tuple[str, ...]
     criteria: dict[str, int] = {}
     patients: int = 0
+
+
+class _Result(msgspec.Struct, rename="camel"):
+    """What of a criterion in a verdict's line is counted."""
+
+    id: str
+    outcome: Outcome
+    settled_by: tuple[str, ...] = ()
+    parts: tuple[_Result, ...] = ()
+
+
+class _Line(msgspec.Struct):
+    verdict: str
+    criteria: tuple[_Result, ...]
+
+
+_LINES = msgspec.json.Decoder(_Line)
+
+
+def _read(results: Iterable[_Result]) -> Iterator[tuple[str, Settles]]:
+    """Go through what would settle the unknown criteria and parts of a line."""
+    for result in results:
+        if result.parts:
+            yield from _read(result.parts)
+        elif result.outcome is Outcome.UNKNOWN:
+            yield from ((result.id, Settles.read(words)) for words in result.settled_by)
 
 
 class Tally(msgspec.Struct):
@@ -44,23 +71,43 @@ class Tally(msgspec.Struct):
         failing = [each.id for each in verdict.criteria if each.outcome is Outcome.FAIL]
         opening = [each.id for each in verdict.criteria if each.outcome is not Outcome.PASS]
         for each in verdict.criteria:
-            counts = self.criteria.setdefault(each.id, [0] * 5)
-            counts[_PLACE[each.outcome]] += 1
-            counts[3] += failing == [each.id]
-            counts[4] += opening == [each.id]
+            self._count(each.id, each.outcome, failing, opening)
         if verdict.code is not VerdictCode.INELIGIBLE:
-            self._missing(verdict.criteria)
+            self._settling(
+                (result.id, settles)
+                for result, _ in walk(verdict.criteria)
+                if result.outcome is Outcome.UNKNOWN and not result.parts
+                for settles in result.settled_by
+            )
 
-    def _missing(self, results: tuple[Result, ...]) -> None:
+    def add_line(self, line: bytes) -> None:
+        """Count one patient by the verdict's line: the same as by the verdict itself."""
+        verdict = _LINES.decode(line)
+        self.population += 1
+        self.verdicts[verdict.verdict] = self.verdicts.get(verdict.verdict, 0) + 1
+        failing = [each.id for each in verdict.criteria if each.outcome is Outcome.FAIL]
+        opening = [each.id for each in verdict.criteria if each.outcome is not Outcome.PASS]
+        for each in verdict.criteria:
+            self._count(each.id, each.outcome, failing, opening)
+        if verdict.verdict != VerdictCode.INELIGIBLE:
+            self._settling(_read(verdict.criteria))
+
+    def _count(
+        self, criterion: str, outcome: Outcome, failing: list[str], opening: list[str]
+    ) -> None:
+        counts = self.criteria.setdefault(criterion, [0] * 5)
+        counts[_PLACE[outcome]] += 1
+        counts[3] += failing == [criterion]
+        counts[4] += opening == [criterion]
+
+    def _settling(self, wanted: Iterable[tuple[str, Settles]]) -> None:
+        """Count once what would settle something of a patient, whatever it would settle."""
         found: dict[str, _Wanted] = {}
-        for result, _ in walk(results):
-            if result.outcome is not Outcome.UNKNOWN or result.parts:
-                continue
-            for settles in result.settled_by:
-                text = _without_references(settles.text)
-                key = "\n".join((text, settles.type or "", *settles.sets))
-                entry = found.setdefault(key, _Wanted(text, settles.type, settles.sets, {}))
-                entry.criteria[result.id] = 1
+        for criterion, settles in wanted:
+            text = _without_references(settles.text)
+            key = "\n".join((text, settles.type or "", *settles.sets))
+            entry = found.setdefault(key, _Wanted(text, settles.type, settles.sets, {}))
+            entry.criteria[criterion] = 1
         for key, entry in found.items():
             known = self.wanted.get(key)
             if known is None:
@@ -94,7 +141,8 @@ class Tally(msgspec.Struct):
             numbers = self.criteria.get(criterion.id, [0] * 5)
             attrition.append(CriterionCount(criterion.id, criterion.kind, *numbers))
         ranked = sorted(
-            self.wanted.values(), key=lambda each: (-each.patients, each.text, each.type or "")
+            self.wanted.values(),
+            key=lambda each: (-each.patients, each.text, each.type or "", each.sets),
         )
         missing = [
             Missing(each.text, each.type, each.sets, tuple(sorted(each.criteria)), each.patients)

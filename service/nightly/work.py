@@ -8,6 +8,7 @@ a step that was cut short is simply done again.
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import os
 import secrets
@@ -177,6 +178,12 @@ class Work:
         self.resumed, self.spent = known.count, known.seconds
         self.key, self.began = known.key, known.began
         self.note_time()
+
+    def part(self, name: str) -> Work:
+        """Give a folder within it, for steps that must not be taken for others of their name."""
+        part = copy.copy(self)
+        part._folder = self.path(f"{name}/attempts.json").parent
+        return part
 
     def note_time(self) -> None:
         """Note how long the search has taken so far."""

@@ -10,7 +10,14 @@ from itertools import islice
 from typing import Protocol
 
 from service.criteria.model import VerdictCode
-from service.nightly.model import CriterionCount, Missing, Statement, TrialCount, TypeCount
+from service.nightly.model import (
+    CriterionCount,
+    Missing,
+    Night,
+    Statement,
+    TrialCount,
+    TypeCount,
+)
 from service.results.candidates import Candidate
 from service.results.chart import attrition_chart
 from service.results.fhirtypes import string
@@ -307,6 +314,7 @@ def _missing(missing: Sequence[Missing]) -> Iterator[str]:
 
 def _reading(statement: Statement) -> Iterator[str]:
     yield "<section><h2>What was read</h2>"
+    yield f"<p>{_text(_night(statement.night))}</p>"
     yield _table(
         ("Type", "n:Files", "n:Bytes", "n:Lines", "n:Read", "Skipped"),
         (_type_row(kind, count) for kind, count in statement.types.items()),
@@ -314,6 +322,23 @@ def _reading(statement: Statement) -> Iterator[str]:
     yield "<h3>Versions</h3>"
     yield _list(f"{name}: {version}" for name, version in statement.versions.items())
     yield "</section>"
+
+
+def _night(night: Night) -> str:
+    """Say whether all was read or what changed, and how much was evaluated."""
+    if night.since is None:
+        why = f" ({night.why})" if night.why else ""
+        return f"Everything was read{why}; {night.evaluated} records were evaluated."
+    unseen = (
+        f" The server does not tell what was deleted of {', '.join(night.unseen)}."
+        if night.unseen
+        else ""
+    )
+    return (
+        f"What changed since {night.since} was read: {night.evaluated} records were evaluated "
+        f"({night.touched} changed, {night.joined} read anew, {night.lapsed} lapsed); "
+        f"{night.carried} verdicts were taken over from run {night.base}.{unseen}"
+    )
 
 
 def _type_row(kind: str, count: TypeCount) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from service.nightly.model import (
     CriterionCount,
     Failure,
     Missing,
+    Night,
     Reject,
     Statement,
     TrialCount,
@@ -44,6 +45,7 @@ def statement_json(statement: Statement) -> Json:
         "seconds": round(statement.seconds, 3),
         "rates": {name: round(rate, 1) for name, rate in statement.rates.items()},
         "resumed": statement.resumed,
+        "night": _night(statement.night),
         "patients": {
             "seen": statement.patients_seen,
             "inPopulation": statement.in_population,
@@ -54,6 +56,21 @@ def statement_json(statement: Statement) -> Json:
         "rejects": statement.rejects,
         "types": {kind: _type(count) for kind, count in statement.types.items()},
         "trials": [_trial(trial) for trial in statement.trials],
+    }
+
+
+def _night(night: Night) -> Json:
+    return {
+        "read": "full" if night.since is None else "incremental",
+        "since": night.since,
+        "why": night.why,
+        "base": night.base,
+        "evaluated": night.evaluated,
+        "touched": night.touched,
+        "joined": night.joined,
+        "lapsed": night.lapsed,
+        "carried": night.carried,
+        "deletionsUnseen": list(night.unseen),
     }
 
 

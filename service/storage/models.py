@@ -119,13 +119,17 @@ class NoteRow(Base):
 
 
 class FactsRow(Base):
-    """A patient's record as it was read (a line of a partition), compressed."""
+    """A patient's record as it was read (a line of a partition), compressed.
+
+    ``names``: digests of what changes of it are told by (``service.nightly.names``).
+    """
 
     __tablename__ = "facts"
 
     id: Mapped[int] = mapped_column(primary_key=True, autoincrement=True)
     digest: Mapped[str] = mapped_column(unique=True)
     body: Mapped[bytes]
+    names: Mapped[bytes | None]
 
 
 class VerdictRow(Base):
@@ -174,7 +178,11 @@ class EvidenceRow(Base):
 
 
 class RunVerdictRow(Base):
-    """The verdict that a run gave on a patient, and the record it rests on if that is kept."""
+    """The verdict that a run gave on a patient, and the record it rests on if that is kept.
+
+    ``steady_until``: the last day on which the same record gives the same line, but for its
+    day; None: until the record changes.
+    """
 
     __tablename__ = "run_verdicts"
 
@@ -183,6 +191,7 @@ class RunVerdictRow(Base):
     patient: Mapped[str] = mapped_column(primary_key=True)
     verdict_id: Mapped[int] = mapped_column(ForeignKey("verdicts.id"), index=True)
     facts_id: Mapped[int | None] = mapped_column(ForeignKey("facts.id"), index=True)
+    steady_until: Mapped[str | None]
 
 
 class ChangeRow(Base):

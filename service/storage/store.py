@@ -144,11 +144,17 @@ class Store:
             return None if found is None else _run(connection, found)
 
     def verdicts(
-        self, run_id: int, *, trial: str | None = None, candidates: bool = False
+        self,
+        run_id: int,
+        *,
+        trial: str | None = None,
+        candidates: bool = False,
+        as_of: str | None = None,
     ) -> Iterator[StoredVerdict]:
         """Go through a run's verdicts by patient, then trial in the order asked.
 
-        ``candidates`` leaves out who is ineligible.
+        ``candidates`` leaves out who is ineligible. ``as_of``: the day that the lines are to
+        bear, if not the run's, for verdicts that hold on that day.
         """
         query = (
             select(RunVerdictRow.trial, RunVerdictRow.patient, VerdictRow.code,
@@ -168,8 +174,9 @@ class Store:
             self.database.reading() as connection,
             connection.execute(query, execution_options=_STREAMED) as rows,
         ):
-            for trial_id, patient, code, until, body, as_of in rows:
-                yield StoredVerdict(trial_id, patient, code, until, line_of(body, as_of))
+            for trial_id, patient, code, until, body, day in rows:
+                line = line_of(body, as_of or day)
+                yield StoredVerdict(trial_id, patient, code, until, line)
 
     def verdict(self, run_id: int, patient: str) -> list[StoredVerdict]:
         """Give a patient's verdicts of a run (``ID`` or ``Patient/ID``), one per trial."""
@@ -200,14 +207,16 @@ class Store:
         return None if body is None else decode_record(unpacked(body))
 
     def due(self, run_id: int, trial: str, as_of: str) -> Iterator[str]:
-        """Go through a run's patients whose verdicts no longer hold on a day."""
+        """Go through a run's patients whose lines may read otherwise on a day.
+
+        Not only outcomes: a reason or an age may have changed although all outcomes hold.
+        """
         query = (
             select(RunVerdictRow.patient)
-            .join(VerdictRow, VerdictRow.id == RunVerdictRow.verdict_id)
             .where(
                 RunVerdictRow.run_id == run_id,
                 RunVerdictRow.trial == trial,
-                VerdictRow.valid_until < as_of,
+                RunVerdictRow.steady_until < as_of,
             )
             .order_by(RunVerdictRow.patient)
         )
@@ -217,6 +226,24 @@ class Store:
         ):
             for (patient,) in rows:
                 yield patient
+
+    def names(self, run_id: int) -> Iterator[tuple[str, bytes | None]]:
+        """Go through a run's patients, with what changes of their records are told by.
+
+        By patient; one with verdicts for several trials comes several times. None for a
+        record that wasn't kept.
+        """
+        query = (
+            select(RunVerdictRow.patient, FactsRow.names)
+            .outerjoin(FactsRow, FactsRow.id == RunVerdictRow.facts_id)
+            .where(RunVerdictRow.run_id == run_id)
+            .order_by(RunVerdictRow.patient)
+        )
+        with (
+            self.database.reading() as connection,
+            connection.execute(query, execution_options=_STREAMED) as rows,
+        ):
+            yield from ((patient, names) for patient, names in rows)
 
     def changes(self, run_id: int) -> Iterator[Change]:
         """Go through what changed against the run before, as kept at the run's end."""
@@ -373,6 +400,7 @@ class OpenRun:
                         "patient": word.patient,
                         "verdict_id": verdicts[word.trial, word.patient, word.digest],
                         "facts_id": None if outcome.record is None else facts[outcome.record],
+                        "steady_until": outcome.steady_until,
                     }
                     for outcome, word in zip(batch, words, strict=True)
                 ]
@@ -388,7 +416,7 @@ class OpenRun:
             with self._writing() as connection:
                 rows = connection.execute(
                     select(RunVerdictRow.patient, RunVerdictRow.verdict_id,
-                           RunVerdictRow.facts_id).where(
+                           RunVerdictRow.facts_id, RunVerdictRow.steady_until).where(
                         RunVerdictRow.run_id == previous,
                         RunVerdictRow.trial == trial,
                         RunVerdictRow.patient.in_(batch),
@@ -396,8 +424,8 @@ class OpenRun:
                 )  # fmt: skip
                 carried = [
                     {"run_id": self.id, "trial": trial, "patient": patient,
-                     "verdict_id": verdict, "facts_id": facts}
-                    for patient, verdict, facts in rows
+                     "verdict_id": verdict, "facts_id": facts, "steady_until": steady}
+                    for patient, verdict, facts, steady in rows
                 ]  # fmt: skip
                 self._keep(connection, carried)
                 kept += len(carried)
@@ -618,6 +646,7 @@ def _keep_facts(connection: Connection, batch: Sequence[Outcome]) -> dict[bytes,
         for outcome in batch
         if outcome.record is not None
     }
+    names = {digests[each.record]: each.names for each in batch if each.record is not None}
 
     def kept() -> dict[str, int]:
         rows = connection.execute(
@@ -628,7 +657,10 @@ def _keep_facts(connection: Connection, batch: Sequence[Outcome]) -> dict[bytes,
     found = kept()
     fresh = {digest: body for body, digest in digests.items() if digest not in found}
     if fresh:
-        rows = [{"digest": digest, "body": packed(body)} for digest, body in fresh.items()]
+        rows = [
+            {"digest": digest, "body": packed(body), "names": names[digest]}
+            for digest, body in fresh.items()
+        ]
         connection.execute(insert(FactsRow), rows)
         found = kept()
     return {body: found[digest] for body, digest in digests.items()}

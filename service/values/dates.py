@@ -263,6 +263,11 @@ def _age(born: int, as_of: int) -> int:
     return years if birthday(born, max(years, 0)) <= as_of else years - 1
 
 
+def next_age(born: int, as_of: int) -> int:
+    """Give the age in whole years that comes next after a day; 0 before the birth."""
+    return max(_age(born, as_of) + 1, 0)
+
+
 def age_range(born: When, as_of: int) -> tuple[int, int]:
     """Give the least and greatest possible age in whole years."""
     return _age(born.last, as_of), _age(born.first, as_of)

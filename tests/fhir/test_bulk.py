@@ -28,8 +28,10 @@ from service.fhir.bulk import (
     Export,
     deleted_references,
 )
+from service.fhir.bulkjob import Form, eased
 from service.fhir.download import Addresses, NotWritten
 from service.fhir.files import FileSource
+from service.fhir.http import Reply
 from service.fhir.record import Reading
 from service.fhir.source import NOT_OFFERED, SiteSearch, Wanted
 from tests.faults import QUICK, capability, cut, cut_chunked, outcome, reset, silent
@@ -893,3 +895,22 @@ def test_no_problem_holds_an_address_or_token(server: BulkServer, tmp_path: Path
     assert found.problems
     said = " ".join(found.problems) + (tmp_path / "e" / "manifest.json").read_text("utf-8")
     assert not any(word in said for word in ("s3cr3t", "secret", "/files/"))
+
+
+def test_patients_are_named_in_the_body_of_a_post_only() -> None:
+    request = BulkRequest("patient", ("Patient",), patients=("p1", "p2"))
+    form = Form(request, post=True)
+    assert "p1" not in form.url("http://127.0.0.1/fhir")
+    named = [each for each in json.loads(form.body())["parameter"] if each["name"] == "patient"]
+    assert [each["valueReference"]["reference"] for each in named] == ["Patient/p1", "Patient/p2"]
+
+
+@pytest.mark.parametrize("code", [400, 404, 405, 415, 422])
+def test_a_refused_export_of_patients_is_never_asked_for_without_them(code: int) -> None:
+    form: Form | None = Form(BulkRequest("patient", ("Patient",), patients=("p1",)), post=True)
+    reply = Reply(code, {}, b"", "http://127.0.0.1/fhir/Patient/$export")
+    while form is not None:
+        assert form.post
+        assert form.request.patients == ("p1",)
+        found = eased(form, reply)
+        form = found[0] if found is not None else None

@@ -230,7 +230,7 @@ def test_strangers_are_only_those_who_surely_are(names: set[str | None]) -> None
         name is not None and name not in people.owners and is_plain(name) and "\n" not in name
         for name in names
     )
-    assert people.strangers(names) == sure
+    assert people.has_none_of(names) == sure
 
 
 @pytest.mark.parametrize("line_type", [RouteLine, ScanLine])

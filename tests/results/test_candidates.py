@@ -57,7 +57,7 @@ def test_a_row_says_what_is_open_and_what_would_settle_it() -> None:
         "Open criteria": "I2 I5",
         "Why they are open": "I2: blasts 7 %",
         "Data that would settle them": "an ECOG status (Observation in ecog); "
-        "the investigator's judgement; the date of birth",
+        "the investigator's judgement; the date of birth (Patient)",
         "Questions for the investigator": "is survival over 3 months expected?",
     }
 

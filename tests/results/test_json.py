@@ -37,7 +37,7 @@ def test_parts_are_nested_and_what_settles_is_text() -> None:
     assert parent["parts"][1]["settledBy"] == [
         "an ECOG status (Observation in ecog)",
         "the investigator's judgement",
-        "the date of birth",
+        "the date of birth (Patient)",
     ]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -282,14 +283,14 @@ def test_rejected_input_is_kept_once_however_often_it_is_handed_in(store: Store)
     assert found[1].patient == "Patient/p"
 
 
-def test_verdicts_are_due_when_they_no_longer_hold(store: Store) -> None:
+def test_verdicts_are_due_when_their_lines_may_read_otherwise(store: Store) -> None:
     run = kept(
         store,
         "a",
         (
-            invented("ever", {}),
-            invented("lapsed", {}, valid_until=DAY),
-            invented("today", {}, valid_until=NEXT_DAY),
+            invented("ever", {}, valid_until=DAY),
+            replace(invented("lapsed", {}), steady_until=DAY),
+            replace(invented("today", {}), steady_until=NEXT_DAY),
         ),
     )
     assert list(store.due(run.id, TRIAL, NEXT_DAY)) == ["Patient/lapsed"]

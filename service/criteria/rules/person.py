@@ -59,6 +59,7 @@ class Age(RuleBase, frozen=True, kw_only=True, tag="age"):
             return self._open(Reason.UNREADABLE_VALUE, person.birth_problem, evidence)
         if person.birth is None:
             return self._open(Reason.NO_DATA, "no birth date on record", evidence)
+        ctx.names_age(person.birth)
         evidence = evidence._replace(compared=f"{age_text(person.birth, ctx.as_of)} years")
         old_enough = True if self.at_least is None else ctx.age_at_least(self.at_least)
         too_old = False if self.at_most is None else ctx.age_at_least(self.at_most + 1)
