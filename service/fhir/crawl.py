@@ -88,18 +88,20 @@ def read_records(
 def survivor_of(fetched: Fetched) -> str:
     """Give the id of the patient a record is about: of merged ones the survivor."""
     replaced: dict[str, str] = {}
+    asked = fetched.patient.removeprefix("Patient/")
+    # A server may give the Patient asked for under another id: then that comes first.
     first = ""
     for item in fetched.items:
         look = peek(item.raw)
         if look is None or look.resource_type != "Patient" or look.id is None:
             continue
-        first = first or look.id
+        first = asked if look.id == asked else first or look.id
         for kind, reference in links(look):
             other = local_id(fetched.base_url or "", reference, "Patient")
             if kind == "replaced-by" and other is not None:
                 replaced.setdefault(look.id, other)
-        if not replaced:
-            return first  # The Patient asked for comes first.
+        if first == asked and not replaced:
+            return first
     passed: set[str] = set()
     while first in replaced and first not in passed:
         passed.add(first)

@@ -99,6 +99,7 @@ class Server(ThreadingHTTPServer):
         self.lock = threading.Lock()
         self.seen: list[Seen] = []
         self.faults: dict[str, list[Any]] = {}
+        self.down = False
         self.takes = {"_since", "patient"}
         self.lose: set[str] = set()
         self.chance = random.Random(0)  # noqa: S311 - an order, nothing secret

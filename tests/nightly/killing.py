@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from tests.nightly.making import TRIAL
+from tests.nightly.making import TRIAL, numbered
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLED = -9
@@ -206,7 +206,7 @@ def wait_for(path: Path, seconds: float = 20.0) -> None:
 def outputs(output: Path) -> dict[str, object]:
     """Read all that two runs of the same search must have in common."""
     names = ("verdicts.ndjson", "rejects.ndjson", "candidates.csv", "group.json", "list.json")
-    found: dict[str, object] = {name: (output / name).read_bytes() for name in names}
+    found: dict[str, object] = {name: numbered((output / name).read_bytes()) for name in names}
     said = json.loads((output / "run.json").read_bytes())
     for name in ("started", "finished", "seconds", "rates", "resumed"):
         del said[name]

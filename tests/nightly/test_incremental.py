@@ -23,6 +23,7 @@ from tests.nightly.making import (
     TRIAL,
     Json,
     condition,
+    numbered,
     observation,
     patient,
     screening,
@@ -71,7 +72,7 @@ class Nights:
 
     def outputs(self, output: str) -> dict[str, bytes]:
         """Read what must be the same."""
-        return {name: (self.folder / output / name).read_bytes() for name in COMPARED}
+        return {name: numbered((self.folder / output / name).read_bytes()) for name in COMPARED}
 
     def line(self, key: str) -> Json | None:
         """Give a patient's verdict of the night."""
