@@ -14,17 +14,17 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import msgspec
-from ruamel.yaml import YAML
 
 from service.criteria.evaluate import evaluate, valid_until_of
 from service.criteria.model import Result, Verdict, walk
-from service.criteria.trial import Trial, load_trial, plain
+from service.criteria.trial import Trial, load_trial
 from service.facts.build import facts_of
 from service.facts.model import PatientFacts
 from service.fhir.record import CLINICAL_TYPES, Item, Pool, Reading
 from service.fhir.source import from_pool
 from service.site import Site
 from service.terms import LocalCode, Terms, load_terms
+from service.yamlfile import load_yaml
 
 ROOT = Path(__file__).parent.parent
 CASES = ROOT / "fixtures" / "cases"
@@ -45,10 +45,16 @@ def trial_with(local: tuple[LocalCode, ...] = ()) -> Trial:
 
 def load(path: Path) -> dict[str, Any]:
     """Read a YAML file with exact decimals; duplicate keys are an error."""
-    yaml = YAML(typ="rt", pure=True)
-    content = plain(yaml.load(path.read_text(encoding="utf-8")))
+    content = _plain(load_yaml(path).content)
     assert isinstance(content, dict)
     return content
+
+
+def _plain(value: Any) -> Any:
+    """Leave out the lines, which copies would carry along."""
+    if isinstance(value, dict):
+        return {key: _plain(entry) for key, entry in value.items()}
+    return [_plain(entry) for entry in value] if isinstance(value, list) else value
 
 
 def merged(base: Any, over: Any) -> Any:

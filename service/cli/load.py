@@ -12,8 +12,8 @@ import msgspec
 from service.cli.options import settings_options
 from service.cli.progress import clear_line, tracked
 from service.cli.unread import name_unread
-from service.config import SETTINGS, load_settings
-from service.errors import SourceError
+from service.config import SETTINGS, is_server, load_settings
+from service.errors import SourceError, UsageError
 from service.fhir.auth import Auth
 from service.fhir.files import FileSource
 from service.fhir.http import Limits, Reply, Transport
@@ -124,6 +124,8 @@ def command(target: str, folder: Path | None, wait: int, **flags: str | None) ->
     """Put the shipped, invented patients on a FHIR server, a transaction for each."""
     settings = load_settings(flags={**flags, "source": target})
     assert settings.source is not None
+    if not is_server(settings.source):
+        raise UsageError("--to must be the http:// or https:// URL of a FHIR server")
     server = _Server(settings.source.rstrip("/"), build_auth(settings))
     server.wait(wait)
     source = FileSource(folder or data_dir() / "fixtures" / "patients")

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import NamedTuple, get_args
 
 import msgspec
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from service.criteria.rules.base import RuleBase, WindowText
 from service.criteria.rules.judgement import Judgement
 from service.criteria.rules.records import Finder, Records
-from service.criteria.trial import CriterionFile, TrialFile, load_trial, plain
+from service.criteria.trial import CriterionFile, TrialFile, load_trial
 from service.errors import MappingError
 from service.site import load_site
 from service.terms import CodeSet, Role, Terms, load_terms
-from service.yamlfile import load_yaml
+from service.yamlfile import Listed, Mapped, load_yaml
 
 # Sets that reading a result uses, whatever the trial (semantics 1.4, coded results).
 _ANSWERS = ("result-positive", "result-negative", "result-indeterminate")
@@ -177,10 +176,10 @@ def _unused(terms: Terms, trials: Iterable[Path], folder: Path) -> Iterator[Find
 # --- trials
 
 
-def _trial(path: Path, raw: CommentedMap, terms: Terms) -> list[Finding]:
+def _trial(path: Path, raw: Mapped, terms: Terms) -> list[Finding]:
     found = [Finding(str(path), line, f"the id {name} is used twice") for name, line in _twice(raw)]
     try:
-        stated = msgspec.convert(plain(raw), TrialFile)
+        stated = msgspec.convert(raw, TrialFile)
     except msgspec.ValidationError:
         return found + _first_mistake(path, terms)
     places = _Places(str(path), raw)
@@ -272,7 +271,7 @@ def _window_fields() -> set[str]:
 class _Places:
     """Where a trial file holds each text."""
 
-    def __init__(self, file: str, raw: CommentedMap) -> None:
+    def __init__(self, file: str, raw: Mapped) -> None:
         self.file = file
         self._lines: dict[str, list[int]] = {}
         for text, line in _texts(raw):
@@ -290,17 +289,17 @@ class _Places:
 
 def _texts(node: object) -> Iterator[tuple[str, int]]:
     """List the texts of a YAML node with their lines (keys that name sets too)."""
-    if isinstance(node, CommentedMap):
+    if isinstance(node, Mapped):
         for key, value in node.items():
-            yield str(key), node.lc.key(key)[0] + 1
+            yield key, node.key_lines[key]
             if isinstance(value, str):
-                yield str(value), node.lc.value(key)[0] + 1
+                yield value, node.value_lines[key]
             else:
                 yield from _texts(value)
-    elif isinstance(node, CommentedSeq):
+    elif isinstance(node, Listed):
         for index, value in enumerate(node):
             if isinstance(value, str):
-                yield str(value), node.lc.item(index)[0] + 1
+                yield value, node.lines[index]
             else:
                 yield from _texts(value)
 
@@ -309,13 +308,13 @@ def _twice(node: object, seen: set[str] | None = None) -> Iterator[tuple[str, in
     """Find criteria and parts whose id was used before."""
     seen = set() if seen is None else seen
     for key in ("criteria", "parts"):
-        for entry in (node.get(key) if isinstance(node, CommentedMap) else None) or ():
-            if not isinstance(entry, CommentedMap):
+        for entry in (node.get(key) if isinstance(node, Mapped) else None) or ():
+            if not isinstance(entry, Mapped):
                 continue
             name = entry.get("id")
             if isinstance(name, str):
                 if name in seen:
-                    yield str(name), entry.lc.key("id")[0] + 1
+                    yield name, entry.key_lines["id"]
                 seen.add(name)
             yield from _twice(entry, seen)
 

@@ -9,20 +9,17 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import msgspec
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
-from ruamel.yaml.scalarfloat import ScalarFloat
 
 from service.criteria.rules import Reads, Rule
 from service.criteria.rules.base import types_of
 from service.errors import MappingError
 from service.fhir.source import Wanted
 from service.terms import Terms
-from service.yamlfile import load_yaml
+from service.yamlfile import Listed, Mapped, load_yaml
 
 Text = Annotated[str, msgspec.Meta(min_length=1)]
 # The codes of ResearchStudy.status in R4.
@@ -135,7 +132,7 @@ def load_trial(path: Path, terms: Terms) -> Trial:
     content = load_yaml(path)
     raw = content.content
     try:
-        stated = msgspec.convert(plain(raw), TrialFile)
+        stated = msgspec.convert(raw, TrialFile)
     except msgspec.ValidationError as error:
         raise _located(error, raw, path.name) from error
     by_id: dict[str, Criterion] = {}
@@ -215,22 +212,7 @@ def line_of_text(path: Path, text: str) -> int | None:
     return None
 
 
-def plain(value: Any) -> Any:
-    """Turn loaded YAML into plain values, decimals exactly as written."""
-    if isinstance(value, CommentedMap):
-        return {str(key): plain(entry) for key, entry in value.items()}
-    if isinstance(value, CommentedSeq):
-        return [plain(entry) for entry in value]
-    if isinstance(value, ScalarFloat | float):
-        return Decimal(str(value))
-    if isinstance(value, str):
-        return str(value)
-    if isinstance(value, int) and not isinstance(value, bool):
-        return int(value)
-    return value
-
-
-def _located(error: msgspec.ValidationError, raw: CommentedMap, file: str) -> MappingError:
+def _located(error: msgspec.ValidationError, raw: Mapped, file: str) -> MappingError:
     """Name file and line of a mistake by the path msgspec gives (``$.criteria[3].rule``)."""
     text = str(error)
     message, _, path = text.partition(" - at `")
@@ -242,10 +224,10 @@ def _located(error: msgspec.ValidationError, raw: CommentedMap, file: str) -> Ma
         try:
             if part.startswith("["):
                 index = int(part[1:-1])
-                line = node.lc.item(index)[0] + 1
+                line = node.lines[index]
                 node = node[index]
             else:
-                line = node.lc.key(part)[0] + 1
+                line = node.key_lines[part]
                 node = node[part]
         except (AttributeError, KeyError, TypeError, ValueError, IndexError):
             break
@@ -256,12 +238,12 @@ def _located(error: msgspec.ValidationError, raw: CommentedMap, file: str) -> Ma
 
 def _lines(node: Any) -> Iterator[tuple[str, int]]:
     """Find the line of each criterion's id."""
-    if isinstance(node, CommentedMap):
+    if isinstance(node, Mapped):
         if isinstance(node.get("id"), str):
-            yield str(node["id"]), node.lc.key("id")[0] + 1
+            yield node["id"], node.key_lines["id"]
         for key in ("criteria", "parts"):
             yield from _lines(node.get(key))
-    elif isinstance(node, CommentedSeq):
+    elif isinstance(node, Listed):
         for entry in node:
             yield from _lines(entry)
 

@@ -14,7 +14,6 @@ from types import MappingProxyType
 from typing import Any
 
 from cronsim import CronSim, CronSimError
-from ruamel.yaml.comments import CommentedMap, CommentedSeq
 
 from service.errors import ConfigurationError
 from service.site import zone_of
@@ -120,7 +119,7 @@ def _search(node: Node, zone: tzinfo, folder: Path) -> Search:
         cohort=cohort,
         fresh=node.flag("fresh"),
         after=MappingProxyType(
-            {key: plain(node.mapping(key).content) for key in ("publish", "digest") if key in node}
+            {key: node.mapping(key).content for key in ("publish", "digest") if key in node}
         ),
     )
     node.done()
@@ -148,17 +147,6 @@ def _at(node: Node, zone: tzinfo) -> str:
     except StopIteration:
         raise node.error("at names a time that never comes", "at") from None
     return text
-
-
-def plain(value: Any) -> Any:
-    """Turn what was read into plain data, without marks of lines."""
-    if isinstance(value, CommentedMap):
-        return {str(key): plain(each) for key, each in value.items()}
-    if isinstance(value, CommentedSeq):
-        return [plain(each) for each in value]
-    if isinstance(value, bool | int | type(None)):
-        return value
-    return str(value)
 
 
 def search_named(searches: Collection[Search], name: str) -> Search:

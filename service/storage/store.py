@@ -45,7 +45,7 @@ _BATCH = 200
 _STREAMED = {"yield_per": _BATCH}
 _INELIGIBLE = "ineligible"
 # What a verdict rests on beside the service, its mappings and the record.
-_ENVIRONMENT = ("msgspec", "ruamel.yaml", "tzdata")
+_ENVIRONMENT = ("msgspec", "pyyaml", "tzdata")
 
 
 @dataclass(frozen=True, slots=True)

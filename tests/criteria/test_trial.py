@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 
 from service.criteria.evaluate import evaluate
 from service.criteria.model import VerdictCode
-from service.criteria.trial import load_trial, plain, reads_of, trial_schema
+from service.criteria.trial import load_trial, reads_of, trial_schema
 from service.errors import MappingError
 from service.yamlfile import load_yaml
 from tests.cases import ROOT, by_id, terms_with, trial_with
@@ -257,10 +257,9 @@ def test_the_forms_schema_accepts_what_the_service_loads(heart_trial: Path) -> N
     """Editors complete by it, so it must not refuse a good file nor accept an unknown kind."""
     validator = Draft202012Validator(trial_schema())
     for path in (heart_trial, SHIPPED):
-        content = plain(load_yaml(path).content)
-        numbers = _as_json(content)
+        numbers = _as_json(load_yaml(path).content)
         assert [error.message for error in validator.iter_errors(numbers)] == []
-    broken = _as_json(plain(load_yaml(heart_trial).content))
+    broken = _as_json(load_yaml(heart_trial).content)
     broken["criteria"][1]["rule"]["kind"] = "agee"
     assert list(validator.iter_errors(broken))
 
