@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ruamel.yaml import YAML
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 COMPOSE = ROOT / "docker-compose.yml"
@@ -21,7 +21,7 @@ DOCKERFILE = ROOT / "service" / "Dockerfile"
 @pytest.fixture(scope="module")
 def services() -> dict[str, Any]:
     """Read the compose file's services."""
-    content = YAML(typ="safe", pure=True).load(COMPOSE.read_text(encoding="utf-8"))
+    content = yaml.safe_load(COMPOSE.read_text(encoding="utf-8"))
     found: dict[str, Any] = content["services"]
     return found
 
@@ -75,7 +75,7 @@ def test_images_have_exact_versions(services: dict[str, Any]) -> None:
 
 
 def test_volumes_are_declared(services: dict[str, Any]) -> None:
-    declared = set(YAML(typ="safe", pure=True).load(COMPOSE.read_text("utf-8"))["volumes"])
+    declared = set(yaml.safe_load(COMPOSE.read_text("utf-8"))["volumes"])
     used = {volume.split(":")[0] for one in services.values() for volume in one.get("volumes", [])}
     assert used == declared
 
@@ -127,7 +127,7 @@ def test_the_script_of_the_secrets_makes_each_once(
     first = run()
     assert set(first) == {"db/password", "fhir/application.yaml", "callers/keys", "demo/key"}
     assert re.fullmatch(r"[0-9a-f]{48}", first["db/password"])
-    settings = YAML(typ="safe", pure=True).load(first["fhir/application.yaml"])
+    settings = yaml.safe_load(first["fhir/application.yaml"])
     assert settings["spring"]["datasource"]["password"] == first["db/password"]
     digest = hashlib.sha256(first["demo/key"].encode()).hexdigest()
     assert first["callers/keys"] == f"demo sha256:{digest} eligibility.screen\n"

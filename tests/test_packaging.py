@@ -63,7 +63,7 @@ def test_every_runtime_dependency_is_used_and_explained(project: dict[str, Any])
     sources = "\n".join(
         path.read_text(encoding="utf-8") for path in sorted((ROOT / "service").rglob("*.py"))
     )
-    modules = {"pyjwt": "jwt", "prometheus-client": "prometheus_client", "ruamel.yaml": "ruamel"}
+    modules = {"pyjwt": "jwt", "prometheus-client": "prometheus_client", "pyyaml": "yaml"}
     for line in project["project"]["dependencies"]:
         name = line.split("==")[0]
         assert name in table, f"{name} is not explained in the README"
