@@ -52,6 +52,7 @@ from service.fhir.download import SHORT, Addresses, Fetcher, NotWritten, Short, 
 from service.fhir.http import Auth, Client, Limits, Outgoing, Reply, Transport, retry_after
 from service.fhir.paging import outcome, said_openly
 from service.fhir.plan import capabilities
+from service.fhir.since import named_by
 
 __all__ = ["BulkClient", "BulkLimits", "BulkRequest", "Export", "deleted_references"]
 
@@ -648,6 +649,7 @@ def deleted_references(export: Export) -> Iterator[str]:
 def _deleted(line: bytes) -> Iterator[str]:
     for entry in msgspec.json.decode(line, type=_Deletions).entry:
         if entry.request.method == "DELETE":
-            steps = entry.request.url.split("?")[0].rstrip("/").split("/")
-            if len(steps) >= 2:
-                yield "/".join(steps[-2:])
+            name = named_by(entry.request.url)
+            if name is None:
+                raise SourceError("the export's deletions don't say what was deleted")
+            yield name

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import date
@@ -19,11 +19,12 @@ from typing import Any, NamedTuple
 import msgspec
 
 from service.errors import ConfigurationError, SourceError, UsageError
-from service.fhir.bundles import head_of
+from service.fhir.bundles import Head, contained_patient, head_of
 from service.fhir.http import Reply
 from service.fhir.index import subject_key
 from service.fhir.paging import Entry, Page, said_openly
 from service.fhir.plan import code_lists, encode, escape
+from service.fhir.resources import Reference
 from service.fhir.server import ServerSource
 from service.fhir.sweep import Refused, Sweep, first_accepted
 from service.fhir.visit import GONE, ID, local_id, read_one
@@ -34,6 +35,7 @@ _REFERENCE = re.compile(r"(Group|List)/([A-Za-z0-9\-.]{1,64})")
 _FORBIDDEN = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 _UNREADABLE = (msgspec.DecodeError, RecursionError, UnicodeDecodeError)
 _BOM = b"\xef\xbb\xbf"
+_NO_PATIENTS = frozenset({"Group", "Device", "Location"})
 # A first page of so many that are nearly all of another kind shows a condition was ignored.
 _ENOUGH = 20
 _IGNORED = 0.9
@@ -134,6 +136,8 @@ class _Finder:
         self._base = source.base_url
         self._ids: set[str] = set()
         self._identifiers: set[tuple[str, str]] = set()
+        # By type a code that a search for codes found, to show that lists are read.
+        self._witness: dict[str, str] = {}
 
     def found(self) -> Iterator[str]:
         """Give the ids, after those named by an identifier have been looked up."""
@@ -160,9 +164,13 @@ class _Finder:
         elif ability.parameters is not None and not ability.declares(name):
             raise ConfigurationError(f"the FHIR server can't search {kind} by code: {_HINT}")
         site = self._source.hospital.site
-        for listed in code_lists(sought.codes, site.codes_per_search, _ROOM):
+        lists = list(code_lists(sought.codes, site.codes_per_search, _ROOM))
+        for listed in lists:
             self._required(sought, (name, listed))
-        self._aside(sought)
+        read = not lists or self._reads(sought, name, max(lists, key=len))
+        for value in () if read else _values(sought.codes):
+            self._required(sought, (name, value))
+        self._aside(sought, lists=read)
         self.notes.limits[
             f"{kind}: found by the codes of the trial's code sets; not by codes in extensions, "
             f"nor by codes that only begin with one of them and have more than one character more"
@@ -185,19 +193,50 @@ class _Finder:
             ) from refused
         if take.ignored:
             raise ConfigurationError(f"the FHIR server ignores the code in a search: {_HINT}")
+        if take.strayed:
+            holes = (*holes, "a later page holds what was not asked for")
         self._noted(kind, "the search for the population", holes)
 
-    def _aside(self, sought: Sought) -> None:
-        """Search for what bears on the diagnosis without a code of it."""
+    def _reads(self, sought: Sought, name: str, listed: str) -> bool:
+        """Tell whether the server reads a list of codes to its end, and not only that.
+
+        Known by a code that is found both as the last and as the first of a longer list of
+        codes that there are not. Without any found nothing shows it.
+        """
+        witness = self._witness.get(sought.kind)
+        if witness is None:
+            return False
+        others = [f"{value}-none" for value in listed.split(",")]
+        for values in ([*others, witness], [witness, *others]):
+            found: list[bool] = []
+
+            def take(page: Page, found: list[bool] = found) -> bool:
+                found += [witness in map(escape, _codes_in(each)) for each in page.entries]
+                return False
+
+            try:
+                first_accepted(self._source, _forms(sought.kind, (name, ",".join(values))), take)
+            except Refused:
+                return False
+            if not any(found):
+                return False
+        return True
+
+    def _aside(self, sought: Sought, *, lists: bool) -> None:
+        """Search for what shows the diagnosis without a code of it; lists only if they are read."""
         kind = sought.kind
-        masked = ",".join(f"{escape(system)}|" for system in sought.masks)
-        asked: list[tuple[str, tuple[str, str]]] = []
+        masked = [f"{escape(system)}|" for system in sought.masks]
+        asked: list[tuple[str, tuple[str, str]]] = [
+            ("whose code is masked", ("code", value))
+            for value in ([",".join(masked)] if lists and masked else masked)
+        ]
         if masked:
-            asked.append(("whose code is masked", ("code", masked)))
             asked.append(("without a code", ("code:missing", "true")))
         asked += [
             ("that name the disease by text only", ("code:text", ",".join(words)))
-            for words in _by_length(sought.texts)
+            for words in (
+                _by_length(sought.texts) if lists else ([escape(text)] for text in sought.texts)
+            )
         ]
         refused_: set[str] = set()
         for what, parameter in asked:
@@ -231,8 +270,10 @@ class _Finder:
         for hole in holes:
             self.notes.problems[f"{kind}: {what} is incomplete: {hole}"] = None
 
-    def take(self, entry: Entry) -> None:
-        """Note whom a resource names."""
+    def take(self, entry: Entry, codes: Set[str] = frozenset()) -> None:
+        """Note whom a resource names; ``codes``: those that were asked for."""
+        if found_ := sorted(_codes_in(entry) & codes):
+            self._witness.setdefault(entry.peek.resource_type, escape(found_[0]))
         head = head_of(entry.item.raw)
         owner = head.owner() if head is not None else None
         if head is None:
@@ -243,10 +284,30 @@ class _Finder:
         who = local_id(self._base, subject_key(owner), "Patient")
         if who is not None:
             self._ids.add(who)
-        elif owner is not None and not owner.reference:
-            identifier = owner.identifier
-            if identifier is not None and identifier.value:
-                self._identifiers.add((identifier.system or "", identifier.value))
+            return
+        found = set(_identifiers_of(owner, head))
+        self._identifiers |= found
+        # What is of a group, a place or a device is nobody's diagnosis.
+        if not found and not _is_of_no_patient(owner):
+            self.notes.problems[
+                "a record that bears on the diagnosis does not name a patient of the FHIR server"
+            ] = None
+
+
+def _identifiers_of(owner: Reference | None, head: Head) -> Iterator[tuple[str, str]]:
+    """Go through the identifiers by which a record names its patient, also a contained one."""
+    if owner is None:
+        return
+    if owner.identifier is not None and owner.identifier.value:
+        yield owner.identifier.system or "", owner.identifier.value
+    if owner.reference and owner.reference.startswith("#"):
+        for system, value in contained_patient(head, owner.reference[1:]):
+            yield system or "", value
+
+
+def _is_of_no_patient(owner: Reference | None) -> bool:
+    steps = (owner.reference or "").split("/") if owner is not None else []
+    return len(steps) > 1 and steps[-2] in _NO_PATIENTS
 
 
 class _Take:
@@ -255,27 +316,62 @@ class _Take:
     def __init__(self, finder: _Finder, sought: Sought) -> None:
         self._finder = finder
         self._sought = sought
+        self._codes = frozenset(code for _, code in sought.codes)
         self._first = True
         self.ignored = False
+        # A later page holds what was not asked for: its link has lost the condition.
+        self.strayed = False
 
     def __call__(self, page: Page) -> bool:
         entries = [each for each in page.entries if each.peek.resource_type == self._sought.kind]
         bearing = [each for each in entries if self._sought.bears(each.item.raw)]
+        others = len(entries) - len(bearing)
+        strange = len(entries) >= _ENOUGH and others >= _IGNORED * len(entries)
         if self._first:
             self._first = False
-            others = len(entries) - len(bearing)
-            self.ignored = len(entries) >= _ENOUGH and others >= _IGNORED * len(entries)
+            self.ignored = strange
+        self.strayed |= strange
         if self.ignored:
             return False
         for entry in bearing:
-            self._finder.take(entry)
+            self._finder.take(entry, self._codes)
         return True
 
 
 def _forms(kind: str, parameter: tuple[str, str]) -> tuple[Sweep, ...]:
     """Ask for little of each resource where the server can, else for all of it."""
-    little = ("_elements", "subject,code,extension")
+    little = ("_elements", "subject,code,extension,contained")
     return Sweep(kind, (parameter, little)), Sweep(kind, (parameter,))
+
+
+class _Coding(msgspec.Struct):
+    code: str = ""
+
+
+class _Concept(msgspec.Struct):
+    coding: tuple[_Coding, ...] = ()
+
+
+class _Coded(msgspec.Struct):
+    code: _Concept = msgspec.field(default_factory=_Concept)
+
+
+_CODED = msgspec.json.Decoder(_Coded)
+
+
+def _codes_in(entry: Entry) -> frozenset[str]:
+    """List the codes of what a record is about; none if they can't be read."""
+    try:
+        found = _CODED.decode(entry.item.raw)
+    except _UNREADABLE:
+        return frozenset()
+    return frozenset(each.code for each in found.code.coding)
+
+
+def _values(codes: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Write codes as single values: each with its system, and bare."""
+    found = [f"{escape(system)}|{escape(code)}" for system, code in codes if system]
+    yield from sorted({*found, *(escape(code) for _, code in codes)})
 
 
 def _by_length(texts: Iterable[str]) -> Iterator[list[str]]:

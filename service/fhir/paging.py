@@ -246,6 +246,13 @@ def _warnings(raw: msgspec.Raw, harmless: frozenset[str], hidden: Iterable[str])
         yield f"the reply carries a {shown}{_in_brackets(codes)}"
 
 
+def warnings_in(raw: msgspec.Raw, harmless: frozenset[str]) -> Iterable[str]:
+    """Go through the warnings of a Bundle's entry, if it is an OperationOutcome."""
+    look = peek(raw) if raw else None
+    if look is not None and look.resource_type == "OperationOutcome":
+        yield from _warnings(raw, harmless, ())
+
+
 def _details(issue: _Issue) -> list[object]:
     return [coding.code for coding in issue.details.coding] if issue.details else []
 

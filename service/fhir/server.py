@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from datetime import UTC, tzinfo
+from datetime import UTC, datetime, tzinfo
+from email.utils import parsedate_to_datetime
 from http import HTTPStatus
 from urllib.parse import urljoin
 
 from service.errors import SourceError, SourceTimeout, UnknownPatient
 from service.fhir.auth import NoAuth
-from service.fhir.http import Auth, Client, Limits, Transport, inside
+from service.fhir.http import Auth, Client, Limits, Reply, Transport, inside
 from service.fhir.paging import NotAPage, Peek, parse_page, said, said_openly
 from service.fhir.plan import Capabilities, TypePlan, capabilities, encode, plan_type
 from service.fhir.record import COMPLETE
@@ -77,6 +78,7 @@ class ServerSource:
         self._hospital = Hospital(self._client, site or SiteSearch(), zone)
         self._lock = threading.Lock()
         self._known: _Known | None = None
+        self._clock: datetime | None = None
 
     @property
     def base_url(self) -> str:
@@ -91,6 +93,14 @@ class ServerSource:
     def abilities(self) -> Capabilities:
         """Say what the server can do; raises SourceError."""
         return self._capabilities(time.monotonic() + self._limits.fetch).server
+
+    def clock(self) -> datetime | None:
+        """Tell the time by the server's clock when its abilities were read, if it said so.
+
+        Raises SourceError.
+        """
+        self.abilities()
+        return self._clock
 
     def close(self) -> None:
         """Close all connections."""
@@ -209,7 +219,17 @@ class ServerSource:
             words = said_openly(reply, self._client.hides)
             kind = SourceTimeout if reply.status in TIMED_OUT else SourceError
             raise kind(f"the FHIR server's /metadata could not be read ({words})")
+        self._clock = _time_of(reply)
         return capabilities(reply.body)
+
+
+def _time_of(reply: Reply) -> datetime | None:
+    """Read when a reply was sent, by the server's clock."""
+    try:
+        found = parsedate_to_datetime(reply.headers.get("Date", ""))
+    except ValueError:
+        return None
+    return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
 
 def _population(client: Client, first: str, site: SiteSearch) -> Iterator[Peek]:

@@ -13,15 +13,17 @@ from urllib.parse import urljoin
 
 import msgspec
 
-from service.errors import EligibilityError, SourceError
+from service.errors import EligibilityError
 from service.fhir.http import Client, inside
-from service.fhir.paging import Asked, said_openly, search
+from service.fhir.paging import Asked, said_openly, search, warnings_in
 from service.fhir.plan import Capabilities, encode
 from service.fhir.source import SiteSearch
 
-__all__ = ["ChangesNotOffered", "ServerChanges", "changed_since"]
+__all__ = ["ChangesNotOffered", "ServerChanges", "changed_since", "named_by"]
 
 _PAGES = 10_000
+_WRITES = frozenset({"POST", "PUT", "PATCH"})
+_BOM = b"\xef\xbb\xbf"
 
 
 class ChangesNotOffered(EligibilityError):
@@ -67,7 +69,8 @@ def changed_since(
         resources += _searched(client, site, kind, f"{client.base_url}/{kind}?{form}")
         if ability.history:
             form = encode((("_since", since), ("_count", str(site.page_size))))
-            deleted += _deleted(client, kind, f"{client.base_url}/{kind}/_history?{form}")
+            first = f"{client.base_url}/{kind}/_history?{form}"
+            deleted += _deleted(client, kind, first, site.harmless_outcomes)
         else:
             unseen.append(kind)
     return ServerChanges(tuple(resources), tuple(dict.fromkeys(deleted)), tuple(unseen))
@@ -92,8 +95,16 @@ class _Request(msgspec.Struct):
     url: str = ""
 
 
-class _Entry(msgspec.Struct):
+class _Entry(msgspec.Struct, rename="camel"):
     request: _Request | None = None
+    resource: msgspec.Raw = msgspec.Raw(b"")
+    full_url: str = ""
+
+    @property
+    def deletes(self) -> bool:
+        """Whether it tells of a deletion: some servers only leave the resource out."""
+        method = self.request.method if self.request is not None else ""
+        return method == "DELETE" or (not self.resource and method not in _WRITES)
 
 
 class _History(msgspec.Struct, tag_field="resourceType", tag="Bundle"):
@@ -105,7 +116,16 @@ class _History(msgspec.Struct, tag_field="resourceType", tag="Bundle"):
 _PAGE = msgspec.json.Decoder(_History)
 
 
-def _deleted(client: Client, kind: str, first: str) -> list[str]:
+def named_by(url: str) -> str | None:
+    """Give the resource that a deletion names by its address or a version's, as ``Type/id``."""
+    steps = url.split("?", maxsplit=1)[0].rstrip("/").split("/")
+    if len(steps) >= 2 and steps[-2] == "_history":
+        # As HAPI names the version that the deletion made.
+        steps = steps[:-2]
+    return "/".join(steps[-2:]) if len(steps) >= 2 and all(steps[-2:]) else None
+
+
+def _deleted(client: Client, kind: str, first: str, harmless: frozenset[str]) -> list[str]:
     """Read which resources of a type were deleted, from its history; all pages or nothing."""
     found: list[str] = []
     url: str | None = first
@@ -119,14 +139,20 @@ def _deleted(client: Client, kind: str, first: str) -> list[str]:
             words = said_openly(reply, client.hides)
             raise ChangesNotOffered(f"the history of {kind} could not be read ({words})")
         try:
-            page = _PAGE.decode(reply.body)
+            page = _PAGE.decode(reply.body.removeprefix(_BOM))
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-            raise SourceError(f"the history of {kind} is not a Bundle") from error
+            raise ChangesNotOffered(f"the history of {kind} is not a Bundle") from error
+        if page.type != "history":
+            raise ChangesNotOffered(f"the history of {kind} is another Bundle")
         for entry in page.entry:
-            if entry.request is not None and entry.request.method == "DELETE":
-                steps = entry.request.url.split("?")[0].rstrip("/").split("/")
-                if len(steps) >= 2:
-                    found.append("/".join(steps[-2:]))
+            for warning in warnings_in(entry.resource, harmless):
+                raise ChangesNotOffered(f"the history of {kind} may not be whole: {warning}")
+            if entry.deletes:
+                name = named_by(entry.request.url if entry.request else "")
+                name = name or named_by(entry.full_url)
+                if name is None or not name.startswith(f"{kind}/"):
+                    raise ChangesNotOffered(f"the history of {kind} deletes what it does not name")
+                found.append(name)
         following = [link.url for link in page.link if link.relation == "next"]
         url = urljoin(reply.url, following[0]) if following else None
     return found

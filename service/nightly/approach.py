@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from service.config import Settings, is_server
@@ -96,12 +95,9 @@ class Approach:
 
     def _by_search(self, server: ServerSource) -> Got:
         """Search the server for what changed, else for everything."""
-        # Before anything is asked, also by an earlier attempt: what changes later is read next.
-        now = self.work.load("asked", str)
-        if now is None:
-            now = datetime.now(UTC).isoformat(timespec="seconds")
-            self.work.save("asked", now)
         live = LiveSearch(self._engine(self.work), server, self.cohort, self.evaluation.as_of)
+        # What changes from here on is read by the next search.
+        now = live.asked_at()
         try:
             found = live.run_on(self._going_on("search"), now)
         except NotIncremental as reason:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from datetime import date, datetime, timedelta
 from functools import partial
@@ -492,7 +492,10 @@ class Incremental:
         bases = (since.base,) if since.base else ()
         harmless = evaluation.screening.site.search.harmless_outcomes
         changes = changes_in(since.export.folder, entries, harmless, interest, bases)
-        deleted(changes, deleted_references(since.export))
+        try:
+            deleted(changes, deleted_references(since.export))
+        except SourceError as error:
+            raise NotIncremental(error.message) from error
         if changes.problem is not None:
             raise NotIncremental(changes.problem)
         return changes
@@ -542,7 +545,7 @@ class Incremental:
             write_whole(path, (encode_record(fetched) + b"\n" for fetched in stored))
             files[path] = None
         paths = _together(list(files), self.work.path("read/together.records"))
-        searched = self.engine.search_records(paths, seen=len(set(cohort)))
+        searched = self.engine.search_records(paths, seen=0)
         for tally in searched.tallies:
             tally.failed += len(unread)
         searched = replace(
@@ -551,7 +554,11 @@ class Incremental:
             problems=tuple(incomplete(parts)),
             members=searched.members + len(unread),
         )
-        night = self.joined(plan, changes, searched, now)
+        read_ = {f"Patient/{who}" for part in parts for who in part.survivors}
+        read_.update(each.patient for each in unread)
+        outside = {key for key, _ in self.base.kept.outside} & {f"Patient/{who}" for who in cohort}
+        seen = {*read_, *plan.lapsed, *(outside - set(keys))}
+        night = self.joined(plan, changes, searched, now, seen)
         told = replace(night.night, unseen=tuple(unseen))
         return replace(night, night=told, parts=tuple(parts))
 
@@ -567,9 +574,17 @@ class Incremental:
     # The result
 
     def joined(
-        self, plan: _Plan, changes: Changes, searched: Searched, since: str
+        self,
+        plan: _Plan,
+        changes: Changes,
+        searched: Searched,
+        since: str,
+        seen: Set[str] = frozenset(),
     ) -> Incrementally:
-        """Join what was evaluated with what is taken over."""
+        """Join what was evaluated with what is taken over.
+
+        ``seen``: patients (keys) of a live search's cohort beside those taken over.
+        """
         fresh = {*plan.touched, *plan.lapsed, *plan.needed, *plan.left, *plan.beside}
         # With one patient others are evaluated who share the record, by a link to each other.
         fresh.update(outcome.patient for outcome in searched.outcomes())
@@ -616,7 +631,7 @@ class Incremental:
             outcomes=outcomes,
             tallies=tuple(tallies),
             rejects=tuple(rejects),
-            seen=base.seen if base.mode == "bulk" else searched.seen,
+            seen=base.seen if base.mode == "bulk" else len({*seen, *patients}),
             members=searched.members + len(patients),
             evaluated=searched.evaluated + len(patients),
             fresh=searched.outcomes,

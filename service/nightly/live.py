@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
+from datetime import UTC, date, datetime
 from itertools import islice
 from pathlib import Path
 
@@ -91,6 +91,19 @@ class LiveSearch:
     cohort: str | None
     as_of: date
 
+    def asked_at(self) -> str:
+        """Give the instant (ISO) before which nothing was asked, also by an earlier attempt.
+
+        By the earlier clock, ours or the server's: it tells by its own what changed later.
+        Raises SourceError.
+        """
+        asked = self._work.load("asked", str)
+        if asked is None:
+            now = datetime.now(UTC)
+            asked = min(now, self.source.clock() or now).isoformat(timespec="seconds")
+            self._work.save("asked", asked)
+        return asked
+
     def run(self) -> Searched:
         """Find the cohort, read it, evaluate it.
 
@@ -170,11 +183,9 @@ class LiveSearch:
         found = self._work.load("cohort", Found)
         if found is None:
             self.engine.progress("finding the population", 0, 1)
-            before = self.source.hospital.client.sent()
             cohort = self._cohort()
             expected = _expected(self.source, wanted)
-            spent = self.source.hospital.client.sent() - before
-            found = Found(cohort, dict(spent), expected)
+            found = Found(cohort, dict(self.source.hospital.client.sent()), expected)
             self._work.save("cohort", found)
         self.engine.progress("finding the population", 1, 1)
         return found

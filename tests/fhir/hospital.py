@@ -10,6 +10,8 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -26,6 +28,8 @@ PARAMETERS = {
     "Procedure": ["_id", "patient"],
 }
 WHO = ("patient", "subject", "individual")
+# When what was there from the beginning was changed last.
+_LONG_AGO = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 @dataclass
@@ -36,7 +40,9 @@ class Manners:
     patients' whatever is named) or a number of them. ``totals``: right, none or wrong.
     ``batch``: good, undeclared, refused, empty or shuffled. ``ceiling``: matches after which
     a reply ends without a word. ``page``: the most matches on a page. ``unknown``: parameters
-    that are refused; ``ignored``: those that are passed over.
+    that are refused; ``ignored``: those that are passed over. ``history``: what it tells of
+    deletions: nothing (None), or with addresses of resources (plain) or of versions (versions).
+    ``clock``: what its clock is off by.
     """
 
     lists: str | int = "all"
@@ -49,6 +55,8 @@ class Manners:
     ignored: frozenset[str] = frozenset()
     outcomes: dict[str, Json] = field(default_factory=dict)
     parameters: dict[str, list[str]] = field(default_factory=lambda: dict(PARAMETERS))
+    history: str | None = None
+    clock: timedelta = timedelta()
 
 
 @dataclass(frozen=True)
@@ -75,6 +83,8 @@ class Hospital(ThreadingHTTPServer):
         self.base = f"http://127.0.0.1:{self.server_address[1]}/r4"
         self.manners = Manners()
         self.held: dict[str, dict[str, Json]] = {}
+        self.changed: dict[str, datetime] = {}
+        self.deleted: dict[str, datetime] = {}
         self.seen: list[Asked] = []
         self.lock = threading.Lock()
         self.fault: Callable[[Any, Asked], bool] = lambda handler, asked: False
@@ -84,6 +94,24 @@ class Hospital(ThreadingHTTPServer):
         """Store resources."""
         for each in resources:
             self.held.setdefault(each["resourceType"], {})[each["id"]] = each
+
+    def change(self, resource: Json) -> None:
+        """Create or update a resource now, which the server tells by its clock."""
+        self.put(resource)
+        name = f"{resource['resourceType']}/{resource['id']}"
+        self.changed[name] = self.now()
+        self.deleted.pop(name, None)
+
+    def delete(self, name: str) -> None:
+        """Delete a resource now."""
+        kind, _, found = name.partition("/")
+        del self.held[kind][found]
+        self.changed.pop(name, None)
+        self.deleted[name] = self.now()
+
+    def now(self) -> datetime:
+        """Give the time by the server's clock."""
+        return datetime.now(UTC) + self.manners.clock
 
     def asked(self, path: str) -> list[Asked]:
         """List the requests for a path."""
@@ -97,6 +125,8 @@ class Hospital(ThreadingHTTPServer):
             return 200, self._metadata()
         if kind in self.manners.refused:
             return self.manners.refused[kind], outcome("error", "forbidden")
+        if found == "_history":
+            return self._history(kind, dict(query))
         if found:
             held = self.held.get(kind, {}).get(found)
             return (200, held) if held else (404, outcome("error", "not-found"))
@@ -104,10 +134,13 @@ class Hospital(ThreadingHTTPServer):
 
     def _metadata(self) -> Json:
         batch = [] if self.manners.batch == "undeclared" else [{"code": "batch"}]
+        interactions = ["read", "search-type"]
+        if self.manners.history is not None:
+            interactions.append("history-type")
         resources = [
             {
                 "type": kind,
-                "interaction": [{"code": "read"}, {"code": "search-type"}],
+                "interaction": [{"code": each} for each in interactions],
                 "searchParam": [{"name": name, "type": "token"} for name in names],
                 "searchInclude": ["MedicationRequest:medication"],
             }
@@ -115,6 +148,18 @@ class Hospital(ThreadingHTTPServer):
         ]
         rest = [{"mode": "server", "interaction": batch, "resource": resources}]
         return {"resourceType": "CapabilityStatement", "fhirVersion": "4.0.1", "rest": rest}
+
+    def _history(self, kind: str, asked: dict[str, str]) -> tuple[int, Json]:
+        if self.manners.history is None:
+            return 400, outcome("error", "not-supported")
+        since = datetime.fromisoformat(asked["_since"])
+        tail = "/_history/2" if self.manners.history == "versions" else ""
+        entries: list[Json] = [
+            {"request": {"method": "DELETE", "url": f"{name}{tail}"}}
+            for name, when in self.deleted.items()
+            if name.startswith(f"{kind}/") and when >= since
+        ]
+        return 200, {"resourceType": "Bundle", "type": "history", "entry": entries}
 
     def _search(self, kind: str, query: list[tuple[str, str]]) -> tuple[int, Json]:
         asked = dict(query)
@@ -156,6 +201,10 @@ class Hospital(ThreadingHTTPServer):
     def _fits(self, resource: Json, name: str, value: str) -> bool:
         if name in self.manners.ignored:
             return True
+        if name == "_lastUpdated":
+            own = f"{resource['resourceType']}/{resource['id']}"
+            since = datetime.fromisoformat(value.removeprefix("ge"))
+            return self.changed.get(own, _LONG_AGO) >= since
         if name == "_id":
             return resource["id"] in value.split(",")
         if name in WHO:
@@ -169,7 +218,8 @@ class Hospital(ThreadingHTTPServer):
         if name == "link:missing":
             return ("link" not in resource) is (value == "true")
         if name == "identifier":
-            tokens = {f"{each['system']}|{each['value']}" for each in resource["identifier"]}
+            held = resource.get("identifier", [])
+            tokens = {f"{each['system']}|{each['value']}" for each in held}
             return value.replace("\\,", ",").replace("\\|", "|") in tokens
         if name in ("code", "combo-code"):
             codes: set[str] = set()
@@ -254,6 +304,10 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
         self.wfile.flush()
+
+    def date_time_string(self, timestamp: float | None = None) -> str:
+        """Tell the time by the server's clock."""
+        return format_datetime(self.server.now(), usegmt=True)
 
     def log_message(self, format: str, *args: object) -> None:
         """Keep quiet."""

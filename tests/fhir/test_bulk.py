@@ -640,17 +640,31 @@ def test_an_error_file_that_is_lost_leaves_everything_incomplete(
 
 
 def test_deletions_are_kept_and_read(server: BulkServer, tmp_path: Path) -> None:
-    urls = ["Patient/p9", f"{server.base}/Observation/o9", "Observation?x=1"]
+    urls = ["Patient/p9", f"{server.base}/Observation/o9", "Condition/c9/_history/2"]
     entries = [{"request": {"method": "DELETE", "url": url}} for url in urls]
     put = {"request": {"method": "PUT", "url": "Patient/p8"}}
     bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [*entries, put]}
     server.files["/files/d"] = ndjson([bundle])
     server.manifest["deleted"] = [{"type": "Bundle", "url": f"{server.root}/files/d"}]
     found = export(server, tmp_path / "e")
-    assert list(deleted_references(found)) == ["Patient/p9", "Observation/o9"]
+    names = ["Patient/p9", "Observation/o9", "Condition/c9"]
+    assert list(deleted_references(found)) == names
     assert "Observation" not in incomplete(tmp_path / "e")
     found.deleted[0].unlink()
     with pytest.raises(SourceError):
+        list(deleted_references(found))
+
+
+@pytest.mark.parametrize("url", ["Observation?x=1", "Observation", ""])
+def test_deletions_that_name_no_resource_are_not_passed_over(
+    server: BulkServer, tmp_path: Path, url: str
+) -> None:
+    entries = [{"request": {"method": "DELETE", "url": url}}]
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+    server.files["/files/d"] = ndjson([bundle])
+    server.manifest["deleted"] = [{"type": "Bundle", "url": f"{server.root}/files/d"}]
+    found = export(server, tmp_path / "e")
+    with pytest.raises(SourceError, match="what was deleted"):
         list(deleted_references(found))
 
 

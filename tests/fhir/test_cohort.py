@@ -140,7 +140,121 @@ def test_a_server_that_ignores_a_condition_is_not_read_whole(
     found = by_code(wide, [SOUGHT])
     assert ids(found) == ["p1"]
     assert any("ignores the condition" in each for each in found.problems)
-    assert len(hospital.asked("Condition")) < 6
+    assert sum(1 for each in hospital.asked("Condition") if each.value("code:missing")) == 1
+
+
+def test_a_later_page_of_what_was_not_asked_for_is_a_problem(
+    hospital: Hospital, wide: ServerSource
+) -> None:
+    """The link to it has lost the condition."""
+    hospital.put(*(condition(f"x{n}", "q", "I10") for n in range(100)))
+    hospital.put(*(condition(f"c{n}", f"p{n:03}") for n in range(60)))
+    hospital.manners.totals = "none"
+
+    def losing(handler: Any, asked: Asked) -> bool:
+        if asked.value("code").startswith(ICD) and asked.value("_page"):
+            status, page = hospital.answer("Condition", [("_count", "50")])
+            del page["link"]
+            handler.reply(status, page)
+            return True
+        return False
+
+    hospital.fault = losing
+    found = by_code(wide, [SOUGHT])
+    assert len(found.members) == 50
+    assert any("what was not asked for" in each for each in found.problems)
+
+
+@pytest.mark.parametrize("read", [slice(1), slice(2), slice(-1, None), slice(0)])
+@pytest.mark.parametrize("codes", [("C91.00",), ("C91.01",), ("C91.01", "C91.00"), ()])
+def test_a_server_that_reads_not_all_of_a_list_of_codes_loses_nobody(
+    hospital: Hospital,
+    source: ServerSource,
+    monkeypatch: pytest.MonkeyPatch,
+    read: slice,
+    codes: tuple[str, ...],
+) -> None:
+    hospital.put(*(condition(f"c{code}", f"p{code}", code) for code in codes))
+    hospital.put(condition("text", "pt", None, code={"text": "leukaemia, acute"}))
+    fits = hospital._fits
+
+    def partly(resource: Json, name: str, value: str) -> bool:
+        if name in ("code", "code:text") and "," in value:
+            value = ",".join(value.split(",")[read])
+        return fits(resource, name, value)
+
+    monkeypatch.setattr(hospital, "_fits", partly)
+    texts = ("acute", "leuk", "lymph")
+    found = by_code(source, [replace(SOUGHT, texts=texts)])
+    assert ids(found) == sorted([*(f"p{code}" for code in codes), "pt"])
+    assert found.problems == ()
+
+
+def test_a_server_that_reads_lists_is_not_asked_code_by_code(
+    hospital: Hospital, source: ServerSource
+) -> None:
+    hospital.put(condition("a", "p1"))
+    by_code(source, [SOUGHT])
+    assert not any(each.value("code") == "C91.01" for each in hospital.asked("Condition"))
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        {"reference": "http://other.example/r4/Patient/p2"},
+        {"reference": "urn:uuid:4e6a"},
+        {"reference": "#p"},
+        {"display": "somebody"},
+        None,
+    ],
+)
+def test_a_diagnosis_of_nobody_known_is_a_problem(
+    hospital: Hospital, source: ServerSource, subject: Json | None
+) -> None:
+    hospital.put(condition("a", "p1"))
+    hospital.put(condition("b", None, **({"subject": subject} if subject else {})))
+    found = by_code(source, [SOUGHT])
+    assert ids(found) == ["p1"]
+    assert any("does not name a patient" in each for each in found.problems)
+    assert not any("somebody" in each or "other.example" in each for each in found.problems)
+
+
+def test_a_diagnosis_of_a_group_is_no_problem(hospital: Hospital, source: ServerSource) -> None:
+    hospital.put(condition("b", None, subject={"reference": "Group/1"}))
+    assert by_code(source, [SOUGHT]).problems == ()
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {
+            "subject": {
+                "reference": "http://other.example/r4/Patient/9",
+                "identifier": {"system": "urn:mrn", "value": "7"},
+            }
+        },
+        {
+            "subject": {"reference": "#p"},
+            "contained": [
+                {
+                    "resourceType": "Patient",
+                    "id": "p",
+                    "identifier": [{"system": "urn:mrn", "value": "7"}],
+                }
+            ],
+        },
+    ],
+    ids=["elsewhere", "contained"],
+)
+def test_a_patient_named_by_an_identifier_beside_or_inside_is_found(
+    hospital: Hospital, source: ServerSource, more: Json
+) -> None:
+    hospital.put(condition("b", None, **more))
+    named = [{"system": "urn:mrn", "value": "7"}]
+    hospital.put({"resourceType": "Patient", "id": "p7", "identifier": named})
+    found = by_code(source, [SOUGHT])
+    assert ids(found) == ["p7"]
+    assert found.problems == ()
 
 
 def test_a_server_that_ignores_the_code_is_a_configuration_error(

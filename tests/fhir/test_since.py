@@ -133,3 +133,45 @@ def test_a_history_that_goes_in_circles_is_not_followed(server: Server) -> None:
     server.answers["Observation/_history"] = [bundle("history", following=again)] * 3
     with pytest.raises(ChangesNotOffered, match="to its end"):
         asked(server, TELLS, "Observation")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"request": {"method": "DELETE", "url": "Observation/o3/_history/2"}},
+        {"request": {"method": "DELETE", "url": "http://h.example/fhir/Observation/o3"}},
+        {"request": {"method": "DELETE"}, "fullUrl": "http://h.example/fhir/Observation/o3"},
+        {"request": {"method": "GET", "url": "Observation/o3/_history/2"}},
+        {"fullUrl": "http://h.example/fhir/Observation/o3"},
+    ],
+)
+def test_a_deletion_is_told_in_several_ways(server: Server, entry: Any) -> None:
+    server.answers["Observation"] = [bundle("searchset")]
+    server.answers["Observation/_history"] = [bundle("history", entry)]
+    assert asked(server, TELLS, "Observation").deleted == ("Observation/o3",)
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        bundle("searchset"),
+        {"resourceType": "Observation"},
+        bundle("history", {"request": {"method": "DELETE", "url": "Observation?code=1"}}),
+        bundle("history", {"request": {"method": "DELETE", "url": "Patient/o3"}}),
+        bundle(
+            "history",
+            {
+                "resource": {
+                    "resourceType": "OperationOutcome",
+                    "issue": [{"severity": "warning", "code": "incomplete"}],
+                }
+            },
+        ),
+    ],
+    ids=["a search", "no Bundle", "a condition", "another type", "a warning"],
+)
+def test_a_history_that_is_not_understood_is_no_empty_one(server: Server, page: Any) -> None:
+    server.answers["Observation"] = [bundle("searchset")]
+    server.answers["Observation/_history"] = [page]
+    with pytest.raises(ChangesNotOffered, match="history of Observation"):
+        asked(server, TELLS, "Observation")

@@ -12,6 +12,7 @@ import pytest
 
 from service.config import Settings, load_settings
 from service.fhir.bulk import BulkLimits
+from service.fhir.server import ServerSource
 from service.nightly.model import Statement
 from service.nightly.population import diagnosis_of, is_member
 from service.nightly.screen import Request, screen
@@ -58,11 +59,27 @@ def by_export(level: str) -> Callable[[Sekmet, Path, Path | None], Statement]:
     return search
 
 
+def by_search(sekmet: Sekmet, output: Path, site: Path | None) -> Statement:
+    """Search the server for the patients by code."""
+    return screen(settings(sekmet.base, site), Request((TRIAL,), DAY, output))
+
+
+def by_cohort_file(sekmet: Sekmet, output: Path, site: Path | None) -> Statement:
+    """Search the server for all patients, whom a file names."""
+    names = output.parent / "names.txt"
+    source = ServerSource(sekmet.base)
+    names.write_text("\n".join(source.patient_ids()), encoding="utf-8")
+    source.close()
+    return screen(settings(sekmet.base, site), Request((TRIAL,), DAY, output, cohort=str(names)))
+
+
 # Each way to search the same patients; further ones have a line here.
 WAYS: dict[str, Callable[[Sekmet, Path, Path | None], Statement]] = {
     "directory": by_directory,
     "export of the system": by_export("system"),
     "export of patients": by_export("patient"),
+    "search by code": by_search,
+    "cohort file": by_cohort_file,
 }
 
 

@@ -86,14 +86,16 @@ class Ward:
         with Work(self.folder / f"whole{self.number}").locked() as work:
             work.begin("whole")
             lines: dict[str, bytes] = {}
+            unread = 0
             for each in self.read(self.cohort()):
+                unread += isinstance(each, Unread)
                 if isinstance(each, Fetched):
                     line = encode_record(each)
                     verdict = screening().evaluate_fetched(screening().trial(TRIAL), each, self.day)
                     lines.setdefault(verdict.patient, line)
             path = work.path("records")
             path.write_bytes(b"".join(line + b"\n" for line in lines.values()))
-            found = self.engine(work).search_records([path], seen=len(self.cohort()))
+            found = self.engine(work).search_records([path], seen=len(lines) + unread)
             outcomes = list(found.outcomes())
             return replace(found, outcomes=lambda: iter(outcomes))
 
