@@ -665,8 +665,13 @@ def _is_whole(query: Query, found: Found) -> bool:
     count = len({name for kind, name, _ in found.entries if kind == query.kind})
     if found.total is not None and found.total != count:
         return False
-    # A round number may be where the server stopped; halves of the list will show.
-    return count < _ROUND or (count % _ROUND != 0 and count & (count - 1) != 0)
+    # Halves of the list will show.
+    return not may_be_ceiling(count)
+
+
+def may_be_ceiling(count: int) -> bool:
+    """Tell whether a number of matches is so round that the server may have stopped there."""
+    return count >= _ROUND and (count % _ROUND == 0 or count & (count - 1) == 0)
 
 
 def _owners(shares: Sequence[_Share]) -> list[str]:

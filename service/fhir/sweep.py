@@ -12,7 +12,7 @@ from http import HTTPStatus
 from urllib.parse import urljoin
 
 from service.errors import SourceError
-from service.fhir.crawl import await_server
+from service.fhir.crawl import await_server, may_be_ceiling
 from service.fhir.http import RETRIED, Client, Outgoing, Reply, inside
 from service.fhir.paging import NotAPage, Page, parse_page, said_openly
 from service.fhir.plan import URL_LIMIT, encode
@@ -59,6 +59,7 @@ class _Walk:
         self._holes: dict[str, None] = {}
         self._ids: set[str] = set()
         self._total: int | None = None
+        self._ended = False
 
     def run(self) -> tuple[str, ...]:
         first = self._first()
@@ -90,7 +91,11 @@ class _Walk:
             except SourceError as error:
                 self._holes[f"a later page could not be read: {error}"] = None
                 break
-        if self._total is not None and self._total > len(self._ids):
+        if self._total is None and self._ids and not self._ended and not self._holes:
+            self._total = self._counted()
+            if self._total is None and may_be_ceiling(len(self._ids)):
+                self._holes[f"the server may have stopped at {len(self._ids)} resources"] = None
+        if self._total is not None and self._total > len(self._ids) and not self._ended:
             self._holes["the reply holds fewer resources than it announces"] = None
         return tuple(self._holes)
 
@@ -109,12 +114,29 @@ class _Walk:
         self._ids.update(look.id for look in page.matches if look.id is not None)
         self._total = self._total if page.total is None else page.total
         if not self._take(page):
-            self._total = None
+            self._ended = True
             return None
         return page.following
 
+    def _counted(self) -> int | None:
+        """Have the server count what it gave without saying how much it is; None if it doesn't.
+
+        Some end a reply at a ceiling of their own without a word.
+        """
+        try:
+            reply = self._sent(self._request(("_summary", "count")))
+            if reply.status != HTTPStatus.OK:
+                return None
+            kind, harmless = self._sweep.kind, self._site.harmless_outcomes
+            return parse_page(reply.body, kind, harmless, ()).total
+        except (SourceError, NotAPage):
+            return None
+
     def _first(self) -> Outgoing:
-        form = encode((*self._sweep.parameters, ("_count", str(self._site.page_size))))
+        return self._request(("_count", str(self._site.page_size)))
+
+    def _request(self, control: tuple[str, str]) -> Outgoing:
+        form = encode((*self._sweep.parameters, control))
         address = f"{self._client.base_url}/{self._sweep.kind}"
         url = f"{address}?{form}"
         post = self._site.use_post

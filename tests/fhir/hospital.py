@@ -42,7 +42,8 @@ class Manners:
     a reply ends without a word. ``page``: the most matches on a page. ``unknown``: parameters
     that are refused; ``ignored``: those that are passed over. ``history``: what it tells of
     deletions: nothing (None), or with addresses of resources (plain) or of versions (versions).
-    ``clock``: what its clock is off by.
+    ``clock``: what its clock is off by. ``counts``: it counts (`_summary=count`) what is
+    beyond the ceiling.
     """
 
     lists: str | int = "all"
@@ -57,6 +58,7 @@ class Manners:
     parameters: dict[str, list[str]] = field(default_factory=lambda: dict(PARAMETERS))
     history: str | None = None
     clock: timedelta = timedelta()
+    counts: bool = False
 
 
 @dataclass(frozen=True)
@@ -171,6 +173,7 @@ class Hospital(ThreadingHTTPServer):
             for each in self.held.get(kind, {}).values()
             if all(self._fits(each, name, value) for name, value in query)
         ]
+        everything = len(found)
         if self.manners.ceiling is not None:
             found = found[: self.manners.ceiling]
         total = len(found)
@@ -193,6 +196,8 @@ class Hospital(ThreadingHTTPServer):
             bundle["entry"].append({"resource": warning, "search": {"mode": "outcome"}})
         if self.manners.totals != "none":
             bundle["total"] = total + (3 if self.manners.totals == "wrong" else 0)
+        if self.manners.counts and asked.get("_summary") == "count":
+            bundle["total"] = everything
         if start + size < total and asked.get("_summary") != "count":
             form = urlencode([*((n, v) for n, v in query if n != "_page"), ("_page", start + size)])
             bundle["link"] = [{"relation": "next", "url": f"{self.base}/{kind}?{form}"}]

@@ -104,6 +104,22 @@ def test_patients_with_several_diagnoses_are_found_once(
     assert ids(by_code(source, [SOUGHT])) == ["p1", "p2"]
 
 
+@pytest.mark.parametrize(
+    ("ceiling", "counts", "cut"),
+    [(37, True, True), (50, False, True), (None, True, False), (None, False, False)],
+)
+def test_a_server_that_stops_without_a_word_is_found_out(
+    hospital: Hospital, source: ServerSource, ceiling: int | None, counts: bool, cut: bool
+) -> None:
+    """It announces no total; a count, or a round number, shows that it may have stopped."""
+    hospital.put(*(condition(f"c{each}", f"p{each:03}") for each in range(60)))
+    hospital.manners.totals, hospital.manners.ceiling = "none", ceiling
+    hospital.manners.counts = counts
+    found = by_code(source, [SOUGHT])
+    assert bool(found.problems) is cut
+    assert len(ids(found)) == (ceiling or 60)
+
+
 def test_diagnoses_by_text_or_masked_or_without_code_are_found(
     hospital: Hospital, source: ServerSource
 ) -> None:
