@@ -46,13 +46,13 @@ def command(run: str, trial: str | None, dry_run: bool, **flags: str | None) -> 
         found = run_of(store, run)
         for each in (trial,) if trial else found.spec.trials:
             published = publish(settings, store, found, each, rehearse=dry_run)
-            _show(published)
+            _show(published, "would be " if dry_run else "")
             worst = max(worst, published.exit)
     if worst is not Exit.COMPLETE:
         raise click.exceptions.Exit(worst)
 
 
-def _show(published: Published) -> None:
+def _show(published: Published, would: str) -> None:
     for line in published.done:
         click.echo(line)
     for line in published.kept:
@@ -62,7 +62,7 @@ def _show(published: Published) -> None:
     for line in published.problems:
         click.echo(f"not written: {line}", err=True)
     click.echo(
-        f"{published.trial}, run {published.run}: {published.created} created, "
+        f"{published.trial}, run {published.run}: {would}{published.created} created, "
         f"{published.updated} updated, {published.unchanged} unchanged, "
         f"{len(published.kept)} left as others made them, {len(published.problems)} not written",
         err=True,

@@ -47,6 +47,13 @@ def _status(run: Run, going: bool) -> str:
     return run.status
 
 
+def _where(run: Run) -> str:
+    """Name the source, and by what its patients were come by."""
+    spec = run.spec
+    ways = (("bulk", spec.bulk), ("cohort", spec.cohort))
+    return " ".join([spec.source, *(f"{word} {value}" for word, value in ways if value)])
+
+
 def _row(run: Run, going: bool) -> tuple[object, ...]:
     said = run.statement
     verdicts = (
@@ -62,7 +69,7 @@ def _row(run: Run, going: bool) -> tuple[object, ...]:
         _status(run, going),
         run.spec.as_of,
         " ".join(run.spec.trials),
-        run.spec.source,
+        _where(run),
         run.started,
         run.finished or "",
         said.evaluated if said else "",

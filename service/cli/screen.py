@@ -102,7 +102,11 @@ def command(
         fresh=fresh,
         workers=workers or processors(),
     )
-    statement = screen(settings, request, Shown())
+    shown = Shown()
+    try:
+        statement = screen(settings, request, shown)
+    finally:
+        shown.end()
     click.echo(_summary(statement, output), err=True)
     if statement.exit is not Exit.COMPLETE:
         raise click.exceptions.Exit(statement.exit)
@@ -144,6 +148,11 @@ class Shown:
         else:
             click.echo(text, err=True)
 
+    def end(self) -> None:
+        """End the line on a terminal, so that the result or message stands on its own."""
+        if self._terminal and self._shown:
+            click.echo(err=True)
+
     def _text(self, done: int, total: int, seconds: float) -> str:
         share = 100 * done // total if total else 100
         text = f"{self._stage}: {share} %"
@@ -164,5 +173,17 @@ def _summary(statement: Statement, output: Path) -> str:
         counts = ", ".join(f"{count} {code}" for code, count in trial.verdicts.items())
         lines.append(f"{trial.trial}: {counts}")
     if not statement.complete:
-        lines.append(f"not complete: {statement.rejects} rejects; see {output / 'run.json'}")
+        lines.append(f"not complete: {_lacking(statement)}; see {output / 'run.json'}")
     return "\n".join(lines)
+
+
+def _lacking(statement: Statement) -> str:
+    """Count what makes a search incomplete, by kind; what there is none of is left out."""
+    counts = (
+        (len(statement.problems), "problem"),
+        (statement.failed, "failed patient"),
+        (statement.rejects, "reject"),
+    )
+    return ", ".join(
+        f"{count} {what}{'' if count == 1 else 's'}" for count, what in counts if count
+    )

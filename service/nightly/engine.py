@@ -805,6 +805,11 @@ def _without_patient(population: Population) -> Iterator[str]:
             f"Patient: {population.missing} whom records of the diagnosis name are not in the "
             "source, and could not be evaluated"
         )
+    if population.nobodys:
+        yield (
+            f"Patient: {population.nobodys} records of the diagnosis name nobody, and may be of "
+            "patients who are not listed"
+        )
 
 
 class _Here:

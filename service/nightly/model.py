@@ -130,6 +130,7 @@ class CriterionCount:
 
     ``alone``: patients whom it alone stands in the way of, as the only criterion that
     fails; ``alone_open``: as the only one that does not pass (fails or is unknown).
+    ``text`` is the protocol's sentence, for people.
     """
 
     id: str
@@ -139,6 +140,7 @@ class CriterionCount:
     unknown: int = 0
     alone: int = 0
     alone_open: int = 0
+    text: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

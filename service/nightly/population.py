@@ -167,7 +167,8 @@ class Scanned(msgspec.Struct):
 
     ``named``: whom records that may bear on the diagnosis name, by one name or by several
     (joined by ``_OR``); ``doubtful``: whom unreadable ones name that may be nobody's;
-    ``everyone``: one of those names nobody, so that it may be anyone's. ``spoken``: patients
+    ``everyone``: one of those names nobody, so that it may be anyone's. ``nobodys``: how many
+    records that may bear on the diagnosis can be read but name nobody. ``spoken``: patients
     of whom a Bundle of their own claims that such records were read completely;
     ``spoken_of_all``: something claims it of everybody.
     """
@@ -179,6 +180,7 @@ class Scanned(msgspec.Struct):
     spoken_of_all: bool = False
     bases: list[str] = []
     bytes: int = 0
+    nobodys: int = 0
 
 
 class Scan(Reader[ScanLine | Head]):
@@ -200,6 +202,7 @@ class Scan(Reader[ScanLine | Head]):
         self.spoken: set[str] = set()
         self.spoken_of_all = False
         self.everyone = False
+        self.nobodys = 0
 
     def quick(self, found: Sequence[ScanLine | Head], run: Run) -> None:
         """Take a run of lines."""
@@ -246,6 +249,8 @@ class Scan(Reader[ScanLine | Head]):
         names = names_of(head)
         if names:
             self.named.add(_OR.join(names))
+        else:
+            self.nobodys += 1
         name = subject_key(head.owner())
         if not name.startswith("Patient/") and self.interest.unreadable(raw, kind):
             self.doubtful.add(name)
@@ -284,6 +289,7 @@ class Scan(Reader[ScanLine | Head]):
             self.spoken_of_all,
             sorted(self.bases),
             self.bytes,
+            self.nobodys,
         )
 
 
@@ -320,7 +326,8 @@ class Population:
     Patients of the source; ``everyone``: nobody could be left out. ``missing``: how many
     records that bear on the diagnosis name of whom the source has no Patient; ``strangers``:
     whom scanned records name who isn't there; ``links``: who says of himself that he was
-    merged with whom (key, kind, name of the other), of all Patients of the source.
+    merged with whom (key, kind, name of the other), of all Patients of the source;
+    ``nobodys``: how many records that bear on the diagnosis name nobody.
     """
 
     owners: Mapping[str, int]
@@ -334,6 +341,7 @@ class Population:
     missing: int = 0
     strangers: tuple[str, ...] = ()
     links: tuple[tuple[str, str, str], ...] = ()
+    nobodys: int = 0
 
     def owner(self, name: str) -> int | None:
         """Give the number of the key that a name stands for; None if it is nobody's here."""
@@ -463,6 +471,7 @@ def resolve(
         ),
         strangers=tuple(sorted(name for name in qualified if key_of(name) not in numbers)),
         links=tuple(links),
+        nobodys=sum(scan.nobodys for scan in scans),
     )
 
 

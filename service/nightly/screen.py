@@ -96,6 +96,8 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
         request.as_of,
         keep_records=request.store is not None,
     )
+    if not live:
+        _apart(settings.source, request.output)
     _make(request.output)
     try:
         with Work(request.output).locked() as work, ExitStack() as stack:
@@ -110,6 +112,17 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
             return search.run(writer, materials)
     except OSError as error:
         raise SearchFailed(_stopped(error)) from error
+
+
+def _apart(source: str, output: Path) -> None:
+    """Refuse an output folder that the next search would read as records."""
+    folder = Path(source).resolve()
+    written = output.resolve()
+    if "://" not in source and folder.is_dir() and written.is_relative_to(folder):
+        raise UsageError(
+            f"the output folder {output} lies in the source, where the next search would read "
+            "the results as records: choose another with --output (a worker's with --data)"
+        )
 
 
 def _make(output: Path) -> None:

@@ -139,7 +139,9 @@ class Tally(msgspec.Struct):
         attrition = []
         for criterion in trial.criteria:
             numbers = self.criteria.get(criterion.id, [0] * 5)
-            attrition.append(CriterionCount(criterion.id, criterion.kind, *numbers))
+            attrition.append(
+                CriterionCount(criterion.id, criterion.kind, *numbers, text=criterion.text)
+            )
         ranked = sorted(
             self.wanted.values(),
             key=lambda each: (-each.patients, each.text, each.type or "", each.sets),
@@ -166,4 +168,10 @@ _PLACE = {Outcome.PASS: 0, Outcome.FAIL: 1, Outcome.UNKNOWN: 2}
 
 def _without_references(text: str) -> str:
     """Name a record by its type only: what settles one patient's may settle another's."""
-    return _REFERENCE.sub(lambda found: f"a {found[1]}" if found[1] else "a record", text)
+    return _REFERENCE.sub(lambda found: _any(found[1]), text)
+
+
+def _any(kind: str | None) -> str:
+    if kind is None:
+        return "a record"
+    return f"{'an' if kind[0] in 'AEIO' else 'a'} {kind}"

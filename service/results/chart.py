@@ -51,7 +51,9 @@ def _row(count: CriterionCount, y: int) -> Iterator[str]:
     said = ", ".join(
         f"{number} {name}" for (name, _), number in zip(_COLOURS, numbers, strict=True)
     )
-    yield f"<g><title>{label}: {said}, {count.alone} by this alone</title>"
+    sentence = escape(string(count.text) or "")
+    sentence = f" ({sentence})" if sentence else ""
+    yield f"<g><title>{label}{sentence}: {said}, {count.alone} by this alone</title>"
     yield f'<text x="{_LABEL - 8}" y="{middle}" text-anchor="end">{label}</text>'
     x, seen = _LABEL, 0
     for (_, colour), number in zip(_COLOURS, numbers, strict=True):

@@ -26,6 +26,7 @@ _CANDIDATES = 500
 _CHANGES = 500
 _MISSING = 25
 _FAILURES = 100
+_PROBLEMS = 100
 _STYLE = """
 :root { color-scheme: light; --line: #c9ced6; --dim: #55606e; }
 * { box-sizing: border-box; }
@@ -41,7 +42,7 @@ dl { display: flex; flex-wrap: wrap; gap: .5rem 2rem; margin: .75rem 0; }
 dt { color: var(--dim); font-size: .85rem; } dd { margin: 0; font-size: 1.3rem; }
 table { border-collapse: collapse; width: 100%; margin: .5rem 0; font-size: .9rem; }
 th, td { text-align: left; vertical-align: top; padding: .3rem .6rem .3rem 0;
-  border-bottom: 1px solid var(--line); overflow-wrap: anywhere; }
+  border-bottom: 1px solid var(--line); overflow-wrap: break-word; }
 th { font-weight: 600; } td.n, th.n { text-align: right; white-space: nowrap; }
 ul { margin: .3rem 0; padding-left: 1.2rem; } td ul { margin: 0; padding-left: 1rem; }
 svg { width: 100%; height: auto; }
@@ -169,7 +170,7 @@ def _page(
 
 
 def _state(statement: Statement) -> Iterator[str]:
-    where = statement.source
+    where = f"Source: {statement.source}"
     for word, value in (("bulk", statement.bulk), ("cohort", statement.cohort)):
         where += f", {word} {value}" if value else ""
     yield f'<p class="dim">{_text(where)}. Ended {_text(statement.finished)}, '
@@ -192,7 +193,9 @@ def _state(statement: Statement) -> Iterator[str]:
 
 
 def _lacking(statement: Statement) -> Iterator[str]:
-    yield from statement.problems
+    yield from statement.problems[:_PROBLEMS]
+    if len(statement.problems) > _PROBLEMS:
+        yield f"{len(statement.problems) - _PROBLEMS} further problems (run.json)"
     if statement.rejects:
         yield f"{statement.rejects} resources or lines could not be used (rejects.ndjson)"
     for failure in islice(statement.failures, _FAILURES):
@@ -211,9 +214,18 @@ def _trial(
     )
     yield "<h3>What stands in the way</h3>"
     yield f'<div class="scroll">{attrition_chart(trial)}</div>'
-    yield "<details><summary>The chart as a table</summary>"
+    yield "<details><summary>The criteria in words, and the chart as a table</summary>"
     yield _table(
-        ("Criterion", "Kind", "n:pass", "n:unknown", "n:fail", "n:fails alone", "n:open alone"),
+        (
+            "Criterion",
+            "Kind",
+            "Sentence",
+            "n:pass",
+            "n:unknown",
+            "n:fail",
+            "n:fails alone",
+            "n:open alone",
+        ),
         map(_attrition_row, trial.attrition),
     )
     yield "</details>"
@@ -225,7 +237,7 @@ def _trial(
 
 def _attrition_row(count: CriterionCount) -> tuple[str, ...]:
     numbers = (count.passed, count.unknown, count.failed, count.alone, count.alone_open)
-    return (count.id, count.kind, *map(str, numbers))
+    return (count.id, count.kind, count.text, *map(str, numbers))
 
 
 def _candidates(trial: TrialCount, candidates: Sequence[Candidate]) -> Iterator[str]:

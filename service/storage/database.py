@@ -203,7 +203,9 @@ def open_database(place: str, *, create: bool = True) -> Database:
 
 
 def shown(place: str) -> str:
-    """Write where a store is, without a password."""
+    """Write where a store is, as it was named, without a password."""
+    if "://" not in place:
+        return place
     return _url(place).render_as_string(hide_password=True)
 
 

@@ -185,6 +185,20 @@ def test_a_diagnosis_of_whom_there_is_no_patient_is_counted_and_a_gap(
     assert statement.evaluated == 1
 
 
+@pytest.mark.parametrize("subject", [None, {"display": "N. N."}])
+def test_a_diagnosis_that_names_nobody_makes_a_search_incomplete(
+    tmp_path: Path, subject: Json | None
+) -> None:
+    stray, well = condition("c-x", "Patient/x"), condition("c-y", "Patient/y", OTHER_CODE)
+    stray["subject"] = well["subject"] = subject
+    known = [patient("p"), condition("c", "Patient/p")]
+    statement = search(write_types(tmp_path / "in", [*known, stray, well]), tmp_path / "out")
+    assert not statement.complete
+    assert [text.split()[1] for text in statement.problems] == ["1"]
+    assert "name nobody" in statement.problems[0]
+    assert statement.in_population == statement.evaluated == 1
+
+
 def test_a_lost_condition_leaves_nobody_out(tmp_path: Path) -> None:
     """Whose it was isn't known, so that anyone may have the disease."""
     source = write_types(tmp_path / "in", hospital(SICK, 20))

@@ -78,3 +78,16 @@ def test_lines_are_counted_as_the_verdicts_are() -> None:
         by_line.add_line(verdict_line(verdict).encode())
     assert by_verdict.wanted
     assert by_verdict == by_line
+
+
+def test_what_is_missing_names_records_by_their_type_with_the_right_article() -> None:
+    tally = Tally()
+    texts = ("a readable value for Observation/1", "the status of Condition/2", "see urn:uuid:3")
+    for text in texts:
+        line = {"verdict": "potentially-eligible", "criteria": [
+            {"id": "I1", "outcome": "unknown", "settledBy": [Settles(text, None, ()).words]}
+        ]}  # fmt: skip
+        tally.add_line(json.dumps(line).encode())
+    assert {each.text for each in tally.wanted.values()} == {
+        "a readable value for an Observation", "the status of a Condition", "see a record",
+    }  # fmt: skip

@@ -556,6 +556,7 @@ def test_the_command_writes_and_tells_how_it_went(site: Site) -> None:
     rehearsed = CliRunner().invoke(main, [*options, "--dry-run"])
     assert (rehearsed.exit_code, site.server.writes) == (0, [])
     assert "would create Group" in rehearsed.stdout
+    assert "would be 3 created" in rehearsed.stderr
     done = CliRunner().invoke(main, [*options, "--trial", TRIAL])
     assert done.exit_code == 0, done.output
     assert "3 created" in done.stderr

@@ -10,8 +10,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from service.cli import main
+from service.cli.screen import Shown
 from tests.faults import QUICK
-from tests.nightly.making import TRIAL, hospital, write_types
+from tests.nightly.making import TRIAL, condition, hospital, write_types
 
 OUTPUTS = {
     "verdicts.ndjson",
@@ -140,6 +141,49 @@ def test_an_output_folder_that_can_not_be_made_is_a_matter_of_the_settings(
     assert found.exit_code == 2
     assert "--output" in found.output
     assert "Not a directory" in found.output
+
+
+@pytest.mark.parametrize("below", ["", "night", "night/2026"])
+def test_results_are_not_written_where_the_next_search_would_read_them(
+    source: Path, below: str
+) -> None:
+    before = sorted(source.rglob("*"))
+    found = run(TRIAL, "--source", source, "--output", source / below)
+    assert found.exit_code == 2
+    assert "--output" in found.output
+    assert sorted(source.rglob("*")) == before
+
+
+def test_a_source_may_lie_in_the_output_folder(source: Path) -> None:
+    found = run(TRIAL, "--source", source, "--output", source.parent, "--as-of", "2026-11-01")
+    assert found.exit_code == 0
+
+
+def test_what_an_incomplete_search_says_names_only_what_there_is(
+    source: Path, tmp_path: Path
+) -> None:
+    arguments = (TRIAL, "--source", source, "--output", tmp_path / "out")
+    with (source / "Observation.ndjson").open("ab") as file:
+        file.write(b'{"resourceType": "Observation", "id": "x", "status": 7}\n')
+    assert "not complete: 1 reject; see" in run(*arguments).output
+    write_types(source, hospital(3, 5))
+    with (source / "Condition.ndjson").open("ab") as file:
+        file.write(json.dumps(condition("c9", "Patient/nobody")).encode() + b"\n")
+    said = run(*arguments).output
+    assert "not complete: 1 problem; see" in said
+    assert "reject" not in said
+
+
+def test_the_result_on_a_terminal_stands_on_a_line_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    shown = Shown()
+    shown("evaluating", 1, 1)
+    shown.end()
+    assert capsys.readouterr().err == "\revaluating: 100 %\x1b[K\n"
+    Shown().end()
+    assert capsys.readouterr().err == ""
 
 
 def test_a_database_that_does_not_answer_is_a_failure(source: Path, tmp_path: Path) -> None:

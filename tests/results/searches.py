@@ -50,7 +50,7 @@ def trial(name: str = TRIAL, **more: Any) -> TrialCount:
             "verdicts": {"eligible": 1, "potentially-eligible": 2, "ineligible": 8},
             "attrition": (
                 CriterionCount("I1", "inclusion", 11, 0, 0),
-                CriterionCount("I6", "inclusion", 1, 4, 6, 3, 1),
+                CriterionCount("I6", "inclusion", 1, 4, 6, 3, 1, text="ECOG 0 to 2 & no <more>"),
                 CriterionCount(HOSTILE, "exclusion", 0, 0, 0),
             ),
             "missing": (Missing("an ECOG status", "Observation", ("ecog",), ("I6",), 2),),

@@ -158,6 +158,25 @@ def bars(svg: str) -> list[list[int]]:
     ]
 
 
+def test_very_many_problems_are_not_all_shown() -> None:
+    problems = tuple(f"problem {number}" for number in range(1_000))
+    text = shown(html(statement(complete=False, problems=problems)))
+    assert "problem 99 " in text
+    assert "problem 100 " not in text
+    assert "900 further problems (run.json)" in text
+
+
+def test_criteria_are_told_in_words() -> None:
+    text = html(statement())
+    assert "ECOG 0 to 2 & no <more>" in shown(text)
+    assert "I6 (ECOG 0 to 2 &amp; no &lt;more&gt;): 1 pass" in text
+    assert "<title>I1: 11 pass" in text
+
+
+def test_the_source_is_called_so() -> None:
+    assert "Source: export. Ended" in shown(html(statement(source="export")))
+
+
 def test_the_charts_bars_are_as_long_as_their_share() -> None:
     attrition = (
         CriterionCount("all", "inclusion", 10, 0, 0),
@@ -181,5 +200,5 @@ def test_the_chart_says_its_numbers_as_text_too() -> None:
     assert titles[:3] == [
         "QH103: patients by criterion and outcome",
         "I1: 11 pass, 0 unknown, 0 fail, 0 by this alone",
-        "I6: 1 pass, 6 unknown, 4 fail, 3 by this alone",
+        "I6 (ECOG 0 to 2 & no <more>): 1 pass, 6 unknown, 4 fail, 3 by this alone",
     ]

@@ -11,7 +11,7 @@ from click.testing import CliRunner, Result
 
 from service.cli import main
 from service.storage.store import Store
-from tests.storage.making import TRIAL, begun, invented, kept, outcomes
+from tests.storage.making import MATERIALS, TRIAL, begun, invented, kept, outcomes, spec_of
 
 PASS, FAIL = ("pass", "value-meets"), ("fail", "value-violates")
 
@@ -38,6 +38,18 @@ def test_runs_are_listed(store: Store, place: str) -> None:
     table = run("runs", "--store", place)
     assert table.exit_code == 0
     assert "interrupted" in table.stdout
+
+
+def test_runs_say_whom_they_looked_at(store: Store, place: str) -> None:
+    cohort = replace(spec_of(), bulk=None, cohort="Group/7")
+    with store.locked() as writer:
+        writer.begin(cohort, key="a", materials=MATERIALS)
+    assert "cohort Group/7" in " ".join(run("runs", "--store", place).stdout.split())
+
+
+def test_a_store_that_is_not_there_is_named_as_it_was_given() -> None:
+    done = run("runs", "--store", "none.db")
+    assert (done.exit_code, done.stderr) == (2, "Error: there is no store at none.db\n")
 
 
 def test_an_empty_store_has_no_runs(store: Store, place: str) -> None:
