@@ -21,7 +21,7 @@ import msgspec
 from service.errors import ConfigurationError, SourceError, UsageError
 from service.fhir.bundles import Head, contained_patient, head_of
 from service.fhir.http import Reply
-from service.fhir.index import names_of, subject_key
+from service.fhir.index import subject_key
 from service.fhir.paging import Entry, Page, said_openly
 from service.fhir.plan import code_lists, encode, escape
 from service.fhir.resources import Reference
@@ -282,12 +282,7 @@ class _Finder:
             ] = None
             return
         who = local_id(self._base, subject_key(owner), "Patient")
-        if not names_of(head):
-            self.notes.problems[
-                "a record that may bear on the diagnosis names nobody, and may be of a patient "
-                "who is not listed"
-            ] = None
-        elif who is not None:
+        if who is not None:
             self._ids.add(who)
             return
         found = set(_identifiers_of(owner, head))

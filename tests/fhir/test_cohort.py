@@ -386,16 +386,6 @@ def test_a_patient_named_by_identifier_is_looked_up(
     assert len(found.problems) == 1
 
 
-@pytest.mark.parametrize("subject", [None, {"display": "N. N."}])
-def test_a_diagnosis_that_names_nobody_is_a_problem(
-    hospital: Hospital, source: ServerSource, subject: Json | None
-) -> None:
-    hospital.put(condition("c", "p"), condition("stray", None, subject=subject))
-    cohort = by_code(source, [SOUGHT])
-    assert ids(cohort) == ["p"]
-    assert ["names nobody" in problem for problem in cohort.problems] == [True]
-
-
 def test_all_patients_are_the_cohort_of_a_trial_without_codes(
     hospital: Hospital, source: ServerSource
 ) -> None:
