@@ -79,6 +79,8 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
         )
     if request.engine != "spark" and not live and "://" in settings.source:
         raise UsageError("only --engine spark reads files by a URL")
+    if not live and "://" not in settings.source:
+        _apart(request.output, Path(settings.source))
     screening = build_screening(settings)
     materials = materials_of(mappings_dir(settings), settings.site, settings.attestations)
     spec = RunSpec(
@@ -110,6 +112,15 @@ def screen(settings: Settings, request: Request, progress: Progress = no_progres
             return search.run(writer, materials)
     except OSError as error:
         raise SearchFailed(_stopped(error)) from error
+
+
+def _apart(output: Path, source: Path) -> None:
+    """See to it that a search does not read what it, or an earlier one, wrote."""
+    if source.is_dir() and output.resolve().is_relative_to(source.resolve()):
+        raise UsageError(
+            f"the output folder {output} lies within the source, and would be read as records: "
+            "choose another with --output"
+        )
 
 
 def _make(output: Path) -> None:
