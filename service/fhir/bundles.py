@@ -282,7 +282,7 @@ def patient_head(head: Head, full_url: str | None) -> PatientHead:
             identifiers = _IDENTIFIERS.decode(head.identifier)
         if bytes(head.link):
             links = _LINKS.decode(head.link)
-    except (msgspec.DecodeError, RecursionError):
+    except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         # The Patient itself is refused later, when it is decoded in full.
         pass
     return PatientHead(

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import gzip
 import os
+import stat
 import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from service.errors import PatientUnreadable, SourceError, UnknownPatient
 from service.fhir.bundles import kind_of, problems_of, readings_of
@@ -28,6 +30,16 @@ _NOTES = ("readme", "license", "licence")
 _LOST = ("incomplete", "required")
 _MESSAGES = 50
 _START = 256
+FORM = "the file is of a form that is not read"
+_LINK = "the folder is only linked to, and is not read"
+
+
+class Listed(NamedTuple):
+    """A file (or folder) of a source: its name there; ``problem`` says why it isn't read."""
+
+    path: Path
+    name: str
+    problem: str | None = None
 
 
 class FileSource:
@@ -52,10 +64,10 @@ class FileSource:
         self._index()
 
     def patient_ids(self) -> Iterator[str]:
-        """Go through the ids of all patients, those merged away left out."""
+        """Go through the ids of all patients, each of those merged with each other once."""
         index = self._index()
         for key in index.patients:
-            if key not in index.merged_away:
+            if index.stands_for_itself(key):
                 yield key.removeprefix("Patient/")
 
     def messages(self) -> tuple[Message, ...]:
@@ -105,42 +117,90 @@ class FileSource:
             return self._built
 
     def _build(self) -> Index:
-        paths = sorted(_files(self._path))
-        # A file named outright is read, whatever it is called.
-        unread = {path for path in paths if path != self._path and not _readable(path)}
-        if len(unread) == len(paths):
-            raise SourceError(f"no FHIR files (.json, .ndjson, .gz) in {self._path.name}")
+        listed = files_of(self._path)
         index = Index(self._path, self._site)
-        for path in paths:
-            if path in unread:
-                index.add_unread(path)
+        for each in listed:
+            if each.problem is None:
+                index.add_file(each.path)
             else:
-                index.add_file(path)
+                index.add_unread(each.name, each.problem)
         index.finish()
         return index
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-        return
-    if not path.is_dir():
-        raise SourceError(f"there is no directory or file {path.name}")
-    for folder, folders, names in os.walk(path):
+def files_of(root: Path) -> list[Listed]:
+    """List the files of a directory (or the one file) in the order of their paths.
+
+    Those that may hold data but aren't read, and folders that can't be, are listed with the
+    reason. Raises SourceError if there is nothing to read.
+    """
+    if root.is_file():
+        # A file named outright is read, whatever it is called.
+        return [Listed(root, root.name)]
+    if not root.is_dir():
+        raise SourceError(f"there is no directory or file {root.name}")
+    found = sorted(_within(root), key=lambda each: each.path)
+    if all(each.problem == FORM for each in found):
+        raise SourceError(f"no FHIR files (.json, .ndjson, .gz) in {root.name}")
+    return found
+
+
+def may_hold_data(name: str) -> bool:
+    """Tell by a file's name whether it may be a part of an export, not something beside it."""
+    plain = plain_name(name).lower()
+    if plain.startswith((".", *_NOTES)) or plain.endswith(_NO_DATA):
+        return False
+    # What writes an export on many machines marks so that it is finished.
+    return has_ending(name) or not plain.startswith("_")
+
+
+def has_ending(name: str) -> bool:
+    """Tell whether a file is JSON or NDJSON by its name, be it packed."""
+    return plain_name(name).lower().endswith(_ENDINGS)
+
+
+def _within(root: Path) -> Iterator[Listed]:
+    broken: list[OSError] = []
+    for folder, folders, names in os.walk(root, onerror=broken.append):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            plain = plain_name(name).lower()
-            if not plain.startswith((".", *_NOTES)) and not plain.endswith(_NO_DATA):
-                yield Path(folder, name)
+        for path in (Path(folder, name) for name in folders):
+            if path.is_symlink():  # It may lead to where it is itself.
+                yield _listed(root, path, _LINK)
+        for path in (Path(folder, name) for name in names if may_hold_data(name)):
+            yield _listed(root, path, _problem(path))
+    for error in broken:
+        problem = f"the folder can't be read ({type(error).__name__})"
+        yield _listed(root, Path(error.filename), problem)
+
+
+def _listed(root: Path, path: Path, problem: str | None) -> Listed:
+    name = path.relative_to(root).as_posix()
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        # Neither outputs nor the store can hold such a name.
+        name = os.fsencode(name).decode(errors="backslashreplace")
+        return Listed(path, name, problem or "the file's name is not UTF-8, and is not read")
+    return Listed(path, name, problem)
+
+
+def _problem(path: Path) -> str | None:
+    """Say why a file isn't read, if it isn't."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            return "it is no file that can be read twice"
+    except OSError:
+        return None if has_ending(path.name) else FORM  # Reading it will say what is wrong.
+    return None if _readable(path) else FORM
 
 
 def _readable(path: Path) -> bool:
     """Tell whether a file is JSON or NDJSON: by its ending, else by how it starts."""
-    plain = plain_name(path.name)
-    if plain.lower().endswith(_ENDINGS):
+    if has_ending(path.name):
         return True
+    packed = plain_name(path.name) != path.name
     try:
-        with gzip.open(path) if plain != path.name else path.open("rb") as file:
+        with gzip.open(path) if packed else path.open("rb") as file:
             start = file.read(_START)
     except (OSError, EOFError, zlib.error):
         return False

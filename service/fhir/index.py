@@ -113,10 +113,9 @@ class Index:
             if lines or not self._document(view, number, cut=content.problem is not None):
                 self._lines(view, number)
 
-    def add_unread(self, path: Path) -> None:
-        """Note a file of a form that isn't read: what it holds is missing from every record."""
-        name = path.relative_to(self._root).as_posix()
-        self._lost("the file is of a form that is not read", name, None)
+    def add_unread(self, name: str, problem: str) -> None:
+        """Note a file that isn't read: what it holds is missing from every record."""
+        self._lost(problem, name, None)
 
     def _lines(self, view: mmap.mmap | bytes, number: int) -> None:
         """Read NDJSON; the last line of a file cut short is lost like any unreadable one."""
@@ -355,6 +354,16 @@ class Index:
     def group(self, key: str) -> set[str]:
         """Give a patient's key and those of all merged with it."""
         return self._groups.get(key, {key})
+
+    def stands_for_itself(self, key: str) -> bool:
+        """Tell whether a patient is to be evaluated, not somebody merged with him.
+
+        Where nobody is left whom the merged could live on in, the first of them says so.
+        """
+        if key not in self.merged_away:
+            return True
+        here = self.group(key) & self.patients.keys()
+        return here <= self.merged_away and key == min(here)
 
     def items(self, keys: set[str]) -> list[Item]:
         """Read the resources of a patient, and what they refer to."""

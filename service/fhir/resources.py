@@ -7,6 +7,8 @@ read as if it were R4 (semantics 1.8). Fields that are read by presence alone ar
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable
 from decimal import Decimal
 from operator import attrgetter
@@ -533,7 +535,7 @@ def decode(raw: bytes | msgspec.Raw) -> Resource | Other:
     except msgspec.ValidationError as error:
         return _other(raw, _why(error))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Unreadable("not JSON") from error
+        raise _not_json(raw) from error
     foreign = _FOREIGN_FIELDS.get(type(resource))
     if foreign is not None and foreign(resource).count(None) != len(_FOREIGN[type(resource)]):
         raise _unreadable(raw, "a resource of another FHIR version than R4")
@@ -548,11 +550,38 @@ def _why(error: msgspec.ValidationError) -> str:
     )
 
 
+class _Kind(msgspec.Struct, rename="camel"):
+    resource_type: str
+
+
+_KINDS = msgspec.json.Decoder(_Kind)
+
+
+def _not_json(raw: bytes | msgspec.Raw) -> Unreadable:
+    # A text within may be damaged, although the type, and whose it is, can be read.
+    with contextlib.suppress(msgspec.DecodeError, RecursionError, UnicodeDecodeError, ValueError):
+        kind = _KINDS.decode(raw).resource_type
+        loose = json.loads(bytes(raw).decode("utf-8", "replace"), strict=False)
+        if kind in READ_TYPES and loose.get("resourceType") == kind:
+            error = _described(loose, "not JSON")
+            error.code = error.code if _is_whole(error.code) else None
+            error.subject = error.subject if _is_whole(error.subject) else None
+            error.id = error.id if _is_whole(error.id) else None
+            return error
+    return Unreadable("not JSON")
+
+
+def _is_whole(value: object) -> bool:
+    """Tell whether no text of a value is damaged."""
+    text = repr(value)
+    return "\ufffd" not in text and "\\" not in text
+
+
 def _loose(raw: bytes | msgspec.Raw) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(raw)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise Unreadable("not JSON") from error
+        raise _not_json(raw) from error
     if not isinstance(found, dict):
         raise Unreadable("not a JSON object")
     return found
@@ -570,7 +599,10 @@ def _other(raw: bytes | msgspec.Raw, why: str) -> Other:
 
 
 def _unreadable(raw: bytes | msgspec.Raw, why: str) -> Unreadable:
-    loose = _loose(raw)
+    return _described(_loose(raw), why)
+
+
+def _described(loose: dict[str, Any], why: str) -> Unreadable:
     kind, found = loose.get("resourceType"), loose.get("id")
     subject = next((loose[name] for name in _SUBJECT_FIELDS if loose.get(name) is not None), None)
     return Unreadable(

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Generic, Literal, NamedTuple, TypeVar
 
 import msgspec
 
-from service.errors import RequestError, SourceError
+from service.errors import RequestError
 from service.fhir.bundles import (
     Head,
     Limits,
@@ -31,11 +31,12 @@ from service.fhir.bundles import (
     severe_issue,
     take_apart,
 )
+from service.fhir.contents import plain_name
+from service.fhir.files import files_of
 from service.fhir.index import kind_in
 from service.fhir.manifest import Manifest, read_manifest
 from service.fhir.resources import READ_TYPES, Identifier
 
-ENDINGS = (".json", ".ndjson", ".jsonl", ".json.gz", ".ndjson.gz", ".jsonl.gz")
 _NDJSON = (".ndjson", ".jsonl")
 _TYPE_IN_LINE = re.compile(rb'"resourceType"\s*:\s*"([A-Za-z]{2,64})"')
 _BEGINNING = re.compile(rb'\s*\{\s*"resourceType"\s*:\s*"([A-Za-z]{2,64})"')
@@ -86,22 +87,26 @@ def of_one_type(line_type: type[msgspec.Struct], kind: str) -> Decode:
 
 
 class Entry(NamedTuple):
-    """A file: its number, its name within the source, and what it was like when listed."""
+    """A file: its number, its name within the source, and what it was like when listed.
+
+    ``unread`` says why it isn't read, if it isn't.
+    """
 
     number: int
     name: str
     size: int
     changed: int
+    unread: str | None = None
 
     @property
     def by_lines(self) -> bool:
         """Whether the file is NDJSON by its name."""
-        return self.name.removesuffix(".gz").endswith(_NDJSON)
+        return self.unread is None and plain_name(self.name).lower().endswith(_NDJSON)
 
     @property
     def packed(self) -> bool:
         """Whether the file is a gzip."""
-        return self.name.endswith(".gz")
+        return plain_name(self.name) != self.name
 
 
 class Unit(NamedTuple):
@@ -141,38 +146,21 @@ class Run(NamedTuple):
 
 
 def listing(root: Path) -> list[Entry]:
-    """List the FHIR files of a directory, in order of their paths; raises SourceError."""
-    paths = sorted(_paths(root))
-    if not paths:
-        raise SourceError(f"no FHIR files (.json, .ndjson, .gz) in {root.name}")
-    base = base_of(root)
+    """List the files of a directory, in order of their paths; raises SourceError."""
     entries = []
-    for number, path in enumerate(paths):
+    for number, (path, name, problem) in enumerate(files_of(root)):
         try:
             stat = path.stat()
             size, changed = stat.st_size, stat.st_mtime_ns
         except OSError:
             size, changed = 0, 0  # Reading it will say what is wrong.
-        entries.append(Entry(number, path.relative_to(base).as_posix(), size, changed))
+        entries.append(Entry(number, name, 0 if problem else size, changed, problem))
     return entries
 
 
 def base_of(root: Path) -> Path:
     """Give the folder that names of files are relative to."""
     return root if root.is_dir() else root.parent
-
-
-def _paths(root: Path) -> Iterator[Path]:
-    if root.is_file():
-        yield root
-        return
-    if not root.is_dir():
-        raise SourceError(f"there is no directory or file {root.name}")
-    for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in names:
-            if name.endswith(ENDINGS) and not name.startswith("."):
-                yield Path(folder, name)
 
 
 def units_of(entries: Sequence[Entry]) -> list[Unit]:
@@ -273,6 +261,9 @@ class Reader(Generic[_Line]):
                 self.lost(problem, None, kind_in(entry.name))
 
     def _file(self, entry: Entry, unit: Unit) -> None:
+        if entry.unread is not None:
+            self.lost(entry.unread, None, None)
+            return
         path = self.base / entry.name
         if entry.packed:
             packed = _Packed(path)

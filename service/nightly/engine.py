@@ -642,7 +642,16 @@ class Engine:
 
     def search_directory(self, root: Path) -> Searched:
         """Search a directory of files; raises SourceError, SearchFailed."""
-        return search_files(self.evaluation, _Here(self, root))
+        passes = _Here(self, root)
+        searched = search_files(self.evaluation, passes)
+        # The passes read them one after the other, and must have read the same. A file that
+        # came meanwhile is one for the next search.
+        now = {entry.name: entry[2:] for entry in listing(root)}
+        if any(now.get(entry.name) != entry[2:] for entry in passes.entries):
+            raise SearchFailed(
+                "files of the source changed while they were read; the same command begins anew"
+            )
+        return searched
 
     def steps(
         self,

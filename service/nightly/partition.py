@@ -356,6 +356,8 @@ class Route(Reader[RouteLine]):
         """Leave a resource aside, unless it can't be used and may be anybody's."""
         if kind == "Patient":
             counted.skip(_OTHER if name else "nobody", 1)
+            if not name:
+                self.lost("a Patient without id; not used", place, kind)
         elif local(name, self.population.bases).startswith("Patient/"):
             counted.skip(_OTHER, 1)
         elif _unreadable(raw):

@@ -433,6 +433,14 @@ def resolve(
             present[patient.key] = None
             for name in names:
                 aliases.setdefault(name, patient.key)
+    # An identifier that two Patients bear names nobody.
+    for name in {
+        name
+        for patient in patients()
+        for name in patient.identifiers
+        if aliases.get(name, patient.key) != patient.key
+    }:
+        del aliases[name]
 
     def key_of(name: str) -> str | None:
         # A Patient that isn't here is known by its id alone: records of one merged away

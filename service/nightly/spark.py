@@ -33,9 +33,10 @@ from pyspark.sql import SparkSession
 
 from service.errors import SourceError
 from service.fhir.bundles import Reply
+from service.fhir.files import FORM, has_ending, may_hold_data
 from service.fhir.index import kind_in
 from service.nightly import directory
-from service.nightly.directory import ENDINGS, Entry, Unit, listing, units_of
+from service.nightly.directory import Entry, Unit, listing, units_of
 from service.nightly.engine import (
     Evaluation,
     Found,
@@ -433,16 +434,18 @@ def files_of(spark: SparkSession, source: str) -> Files:
             status = listed.next()
             name = PurePosixPath(status.getPath().toString().removeprefix(base_name + "/"))
             hidden = any(part.startswith(".") for part in name.parts)
-            if name.name.endswith(ENDINGS) and not hidden:
+            if may_hold_data(name.name) and not hidden:
                 found.append((name, status))
     except Py4JJavaError as error:
         raise SourceError(f"Spark can't list the source ({_java_class(error)})") from error
-    if not found:
+    if not any(has_ending(name.name) for name, _ in found):
         raise SourceError("no FHIR files (.json, .ndjson, .gz) in the source")
     found.sort(key=itemgetter(0))
     return Files(
         [
             Entry(number, str(name), status.getLen(), status.getModificationTime())
+            if has_ending(name.name)
+            else Entry(number, str(name), 0, status.getModificationTime(), FORM)
             for number, (name, status) in enumerate(found)
         ],
         [status.getPath().toString() for _, status in found],
@@ -726,7 +729,8 @@ class OnSpark:
             if self.files.folder is not None and entry.size <= _HERE:
                 for unit in units:
                     own.extend(_pieces(work, self.files.folder, unit, unit.start, entry.size))
-                if _size_now(self.files.folder, entry) not in (entry.size, None):
+                now = _size_now(self.files.folder, entry)
+                if entry.unread is None and now not in (entry.size, None):
                     problems[entry.number] = _NOT_WHOLE
             elif entry.size == 0:
                 with TemporaryDirectory() as folder:

@@ -213,6 +213,9 @@ def test_a_masked_record_outside_the_window_stands_in_nobodys_way() -> None:
         (b"not JSON", None),
         (b"[]", None),
         (b'{"id": "x"}', None),
+        # The text is damaged, not what it is of.
+        (b'{"resourceType": "Condition", "id": "x", "code": {"text": "\xff"}}', ["Condition"]),
+        (b'{"resourceType": "Condition", "id": "\xff"}', ["Condition"]),
         # R5: a Condition's participant, a MedicationRequest's medication.
         (
             b'{"resourceType": "MedicationRequest", "id": "x", "medication": {"concept": {}}}',

@@ -370,6 +370,17 @@ def test_an_operation_outcome_beside_the_files_leaves_all_incomplete(tmp_path: P
     assert incomplete(found) == set(found.readings)
 
 
+def test_whoever_is_merged_into_nobody_here_is_listed_once(tmp_path: Path) -> None:
+    def link(other: str) -> Any:
+        return [{"type": "replaced-by", "other": {"reference": other}}]
+
+    lost = patient("p1", link=link("Patient/gone"))
+    ring = patient("p2", link=link("Patient/p3")), patient("p3", link=link("Patient/p2"))
+    merged = patient("p4", link=link("Patient/p5")), patient("p5")
+    source = write(tmp_path, all_ndjson=ndjson(lost, *ring, *merged))
+    assert list(source.patient_ids()) == ["p1", "p2", "p5"]
+
+
 def test_nothing_to_read_is_an_error_of_the_source(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "missing"):
         with pytest.raises(SourceError):

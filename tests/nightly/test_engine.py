@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 from service.nightly import directory, engine
+from service.nightly.model import SearchFailed
 from tests.nightly.making import (
     OTHER_CODE,
     PATIENTS,
@@ -308,6 +310,140 @@ def test_a_patient_merged_into_one_that_is_missing_is_named_as_failed(tmp_path: 
     statement = search(source, tmp_path / "out")
     assert [failure.patient for failure in statement.failures] == ["Patient/old"]
     assert not statement.complete
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"reference": "Patient/old"},
+        {"reference": "RelatedPerson/new"},
+        {"reference": "https://other.example/Patient/new"},
+        {"display": "somebody"},
+    ],
+)
+def test_a_patient_merged_into_nobody_known_is_not_lost(tmp_path: Path, other: Json) -> None:
+    gone = patient("old", link=[{"other": other, "type": "replaced-by"}])
+    source = write_types(tmp_path / "in", [gone, condition("c", "Patient/old")])
+    search(source, tmp_path / "out")
+    assert patients_of(tmp_path / "out") == ["Patient/old"]
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["x.NDJSON", "x.ndjson.GZ", "x.gz", "x.fhir", "x.ndjson.part", "part-0001", "sub/y.JSON"],
+)
+def test_files_are_read_whatever_their_names(tmp_path: Path, name: str) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    raw = b"".join(lines_of([patient("x"), condition("cx", "Patient/x")]))
+    path = source / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(gzip.compress(raw) if name.lower().endswith(".gz") else raw)
+    statement = search(source, tmp_path / "out")
+    assert statement.complete
+    assert "Patient/x" in patients_of(tmp_path / "out")
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+@pytest.mark.parametrize("name", ["x.ndjson.zst", "Condition.xml", "x.parquet"])
+def test_a_file_of_another_form_is_a_gap(tmp_path: Path, name: str) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    (source / name).write_bytes(b"\x28\xb5\x2f\xfd")
+    statement = search(source, tmp_path / "out")
+    assert not statement.complete
+    assert rejects(tmp_path / "out")[0]["file"] == name
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_a_folder_that_is_only_linked_to_is_a_gap(tmp_path: Path) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    beside = write_types(tmp_path / "beside", [patient("x"), condition("cx", "Patient/x")])
+    (source / "more").symlink_to(beside, target_is_directory=True)
+    assert not search(source, tmp_path / "out").complete
+    assert rejects(tmp_path / "out")[0]["file"] == "more"
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_files_that_change_between_the_passes_give_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    path = source / "Condition.ndjson"
+    raw = path.read_bytes()
+    once = engine.search_files
+
+    def cut(*given: Any) -> Any:
+        path.write_bytes(raw[: raw.index(b"\n") + 1])
+        return once(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(engine, "search_files", cut)
+        with pytest.raises(SearchFailed, match="changed while they were read"):
+            search(source, tmp_path / "out")
+    path.write_bytes(raw)
+    assert search(source, tmp_path / "out").in_population == SICK
+
+
+def test_what_stands_beside_an_export_is_no_gap(tmp_path: Path) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    for name in ("README.md", "_SUCCESS", "export.log", ".DS_Store", "sums.sha256"):
+        (source / name).write_bytes(b"x")
+    assert search(source, tmp_path / "out").complete
+
+
+def test_a_name_that_is_not_utf_8_is_a_gap_and_no_end(tmp_path: Path) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    name = os.fsdecode(b"\xff.ndjson")
+    try:
+        (source / name).write_bytes(b"")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert not search(source, tmp_path / "out").complete
+    assert rejects(tmp_path / "out")[0]["file"] == "\\xff.ndjson"
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_an_identifier_that_two_bear_names_nobody(tmp_path: Path) -> None:
+    own = [{"system": "urn:mrn", "value": "1"}]
+    resources = [
+        patient("a", identifier=own),
+        patient("b", identifier=own),
+        condition("ca", "Patient/b"),
+        condition("c", "", subject={"identifier": own[0]}),
+        observation("o", "", 9.9, subject={"identifier": own[0]}),
+    ]
+    source = write_types(tmp_path / "in", resources)
+    assert not search(source, tmp_path / "out").complete
+    assert patients_of(tmp_path / "out") == ["Patient/b"]
+    assert "Observation/o" not in verdicts(tmp_path / "out")[0]
+    assert verdicts(tmp_path / "out") == one_by_one(source)
+
+
+def test_a_patient_without_id_is_a_gap(tmp_path: Path) -> None:
+    nobody = {"resourceType": "Patient", "gender": "female"}
+    source = write_types(tmp_path / "in", [*hospital(SICK, 4), nobody])
+    assert not search(source, tmp_path / "out").complete
+    assert [each["problem"] for each in rejects(tmp_path / "out")] == [
+        "a Patient without id; not used"
+    ]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"resourceType":"Patient","id":"x","identifier":[{"value":"\xff"}]}',
+        b'{"resourceType":"Patient","id":"x","link":[{"type":"\xff"}]}',
+        b'{"resourceType":"Observation","id":"\xff","subject":{"reference":"Patient/p-00000"}}',
+        b'{"resourceType":"Condition","id":"x","code":{"coding":[{"system":'
+        b'"http://hl7.org/fhir/sid/icd-10-cm","code":"I10"}]},"clinicalStatus":{"text":"\xff"}}',
+    ],
+)
+def test_damaged_text_is_no_more_than_it_is(tmp_path: Path, line: bytes) -> None:
+    source = write_types(tmp_path / "in", hospital(SICK, 4))
+    (source / "more.ndjson").write_bytes(line + b"\n")
+    search(source, tmp_path / "out")
+    assert len(patients_of(tmp_path / "out")) == SICK
+    assert verdicts(tmp_path / "out") == one_by_one(source)
 
 
 def test_an_unreadable_patient_is_named_and_the_others_are_evaluated(tmp_path: Path) -> None:

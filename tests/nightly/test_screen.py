@@ -57,6 +57,16 @@ def test_an_incomplete_search_ends_with_3(source: Path, tmp_path: Path) -> None:
     assert json.loads((tmp_path / "out" / "run.json").read_bytes())["complete"] is False
 
 
+@pytest.mark.parametrize("output", ["in", "in/night"])
+def test_what_a_search_writes_is_never_read_as_records(
+    source: Path, tmp_path: Path, output: str
+) -> None:
+    found = run(TRIAL, "--source", source, "--output", tmp_path / output)
+    assert found.exit_code == 2
+    assert "lies in the source" in found.output
+    assert not (tmp_path / "in/night").exists()
+
+
 def test_a_failed_search_ends_with_1(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     found = run(TRIAL, "--source", tmp_path / "empty", "--output", tmp_path / "out")
