@@ -203,8 +203,8 @@ class Worker:
             return Exit.FAILED
         if not self.board.finish(job, complete=complete, problem=problem):
             self._forget(job)
-        if not complete or problem:
-            _log("search not complete", job, logging.WARNING, problem=problem)
+        if not complete:
+            _log("search not complete", job, logging.WARNING)
         return Exit.COMPLETE if complete else Exit.INCOMPLETE
 
     def _searched(self, job: Job, watch: _Watch) -> tuple[bool, str | None]:
@@ -257,11 +257,17 @@ class Worker:
             return None
         try:
             config = search_named(self._searches, job.search).config()
-            after_run(self._settings, config, self._store, run_id, statement)
+            done = after_run(self._settings, config, self._store, run_id, statement)
         except EligibilityError as error:
             _log("results not handed on", job, logging.ERROR, problem=error.message)
             return f"the results were not handed on: {error.message}"
-        return None
+        for problem in done.problems:
+            _log("results not handed on", job, logging.ERROR, problem=problem)
+        if not done.problems:
+            return None
+        more = len(done.problems) - 1
+        also = f" (and {more} more problems, which are in the log)" if more else ""
+        return f"the results were not handed on: {done.problems[0]}{also}"
 
     def _tidy(self) -> None:
         """Let old results go, and remove the folders of jobs that nobody asks for again."""
