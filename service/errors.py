@@ -130,8 +130,12 @@ class Overloaded(EligibilityError):
 
 
 class StoreError(EligibilityError):
-    """The store can't be used (unreachable, full, of another version)."""
+    """The store can't be used (unreachable, full, of another version).
 
+    ``status`` is 503, never 500: to who polls a job that would mean that the job failed.
+    """
+
+    status = 503
     code = "no-store"
 
 

@@ -14,6 +14,7 @@ from service.config import load_settings
 from service.errors import UsageError
 from service.jobs.runner import Worker
 from service.jobs.searches import Search, load_searches
+from service.nightly.after import check_wanted
 from service.nightly.model import Exit
 from service.storage.store import Store
 from service.web.logs import logging_config
@@ -72,6 +73,8 @@ def command(schedule: bool, once: bool, processes: int | None, **flags: str | No
     searches: tuple[Search, ...] = ()
     if settings.searches is not None:
         searches = load_searches(settings.searches, zone, screening.trials)
+        for search in searches:
+            check_wanted(settings, search.config())
     with Store.open(settings.store) as store:
         worker = Worker(
             settings,

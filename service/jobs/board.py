@@ -20,6 +20,7 @@ from sqlalchemy import (
     Connection,
     CursorResult,
     Row,
+    Select,
     func,
     insert,
     select,
@@ -47,6 +48,11 @@ class Ended(NamedTuple):
     state: State
     complete: bool | None
     finished: str
+
+
+def _last_slot(search: str, now: str) -> Select[str]:
+    """Ask for the last time that had its turn; not one that a clock set wrong had noted."""
+    return select(func.max(SlotRow.slot)).where(SlotRow.search == search, SlotRow.slot <= now)
 
 
 class Board:
@@ -82,13 +88,13 @@ class Board:
                 )
             return self._insert(connection, asked, requester=requester)
 
-    def slot(self, search: str, slot: str, asked: Asked) -> Job | None:
+    def slot(self, search: str, slot: str, asked: Asked, now: str) -> Job | None:
         """Add a job for a time of the schedule; None if that time, or a later one, had its turn.
 
         If the search's last job still waits to begin, it is the one for this time too.
         """
         with self._changing() as connection:
-            last = connection.scalar(select(func.max(SlotRow.slot)).where(SlotRow.search == search))
+            last = connection.scalar(_last_slot(search, now))
             if last is None or slot <= last:
                 return None
             waiting = connection.execute(
@@ -110,7 +116,7 @@ class Board:
 
     def last_slot(self, search: str, now: str) -> str:
         """Give the last time that a search had its turn; one never seen before begins now."""
-        query = select(func.max(SlotRow.slot)).where(SlotRow.search == search)
+        query = _last_slot(search, now)
         with self.store.database.reading() as connection:
             last = connection.scalar(query)
         if last is not None:

@@ -203,20 +203,19 @@ class Worker:
             return Exit.FAILED
         if not self.board.finish(job, complete=complete, problem=problem):
             self._forget(job)
-        if not complete or problem:
-            _log("search not complete", job, logging.WARNING, problem=problem)
+        if not complete:
+            _log("search not complete", job, logging.WARNING)
         return Exit.COMPLETE if complete else Exit.INCOMPLETE
 
     def _searched(self, job: Job, watch: _Watch) -> tuple[bool, str | None]:
         """Search; gives whether it was complete, and what went wrong after it."""
         folder = folder_of(self._settings.data, job)
-        if job.asked.output is None:
-            # Its owner's alone: there will be patients' data in it.
-            try:
-                folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                folder.mkdir(mode=0o700, exist_ok=True)
-            except OSError as error:
-                raise SearchFailed(f"no folder for the search ({error.strerror})") from error
+        # Its owner's alone: there will be patients' data in it.
+        try:
+            folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            folder.mkdir(mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise SearchFailed(f"no folder for the search ({error.strerror})") from error
         run_id, statement = self._done_before(job, folder), None
         if run_id is None:
             found: list[int] = [] if job.run_id is None else [job.run_id]
@@ -257,11 +256,17 @@ class Worker:
             return None
         try:
             config = search_named(self._searches, job.search).config()
-            after_run(self._settings, config, self._store, run_id, statement)
+            done = after_run(self._settings, config, self._store, run_id, statement)
         except EligibilityError as error:
             _log("results not handed on", job, logging.ERROR, problem=error.message)
             return f"the results were not handed on: {error.message}"
-        return None
+        for problem in done.problems:
+            _log("results not handed on", job, logging.ERROR, problem=problem)
+        if not done.problems:
+            return None
+        more = len(done.problems) - 1
+        also = f" (and {more} more problems, which are in the log)" if more else ""
+        return f"the results were not handed on: {done.problems[0]}{also}"
 
     def _tidy(self) -> None:
         """Let old results go, and remove the folders of jobs that nobody asks for again."""

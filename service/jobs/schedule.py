@@ -61,7 +61,7 @@ def plan(board: Board, searches: Sequence[Search], site: tzinfo, now: datetime) 
             fresh=search.fresh,
             output=str(search.output.absolute()),
         )
-        job = board.slot(search.name, instant(due), asked)
+        job = board.slot(search.name, instant(due), asked, instant(now))
         if job is not None:
             added.append(job)
     return added

@@ -15,7 +15,9 @@ from typing import Any
 
 from cronsim import CronSim, CronSimError
 
+from service.config import Settings
 from service.errors import ConfigurationError
+from service.nightly.after import read_wanted
 from service.site import zone_of
 from service.yamlfile import Node, load_yaml
 
@@ -26,6 +28,7 @@ _ID = r"[A-Za-z0-9.-]{1,64}"
 _BULK = re.compile(rf"system|patient|group/{_ID}")
 _COHORT = re.compile(rf"(Group|List)/{_ID}")
 _FIELDS = 5
+_AFTER = ("publish", "digest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,12 +121,20 @@ def _search(node: Node, zone: tzinfo, folder: Path) -> Search:
         bulk=bulk,
         cohort=cohort,
         fresh=node.flag("fresh"),
-        after=MappingProxyType(
-            {key: node.mapping(key).content for key in ("publish", "digest") if key in node}
-        ),
+        after=MappingProxyType({key: _after(node, key) for key in _AFTER if key in node}),
     )
     node.done()
     return search
+
+
+def _after(node: Node, key: str) -> Any:
+    """Read what follows a search; raises MappingError for what could not be meant."""
+    found = node.mapping(key).content
+    try:
+        read_wanted(Settings(), {key: found})
+    except ConfigurationError as error:
+        raise node.error(error.message, key) from error
+    return found
 
 
 def zone_named(node: Node) -> tzinfo:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from service.config import Settings
+from service.config import Settings, check_channel, is_server
 from service.errors import ConfigurationError, EligibilityError
 from service.nightly.digest import channels_of, deliver_all
 from service.nightly.model import Statement
@@ -13,7 +13,7 @@ from service.nightly.publish import Published, publish
 from service.storage.sent import DigestState
 from service.storage.store import Store
 
-__all__ = ["After", "Wanted", "after_run", "read_wanted"]
+__all__ = ["After", "Wanted", "after_run", "check_wanted", "read_wanted"]
 
 _CHOICES = ("off", "mail", "webhook", "both")
 _MOST_DAYS = 365
@@ -56,6 +56,17 @@ def read_wanted(settings: Settings, search_config: Mapping[str, object]) -> Want
     if not isinstance(days, int) or isinstance(days, bool) or not 1 <= days <= _MOST_DAYS:
         raise ConfigurationError(f"digest.days must be a whole number from 1 to {_MOST_DAYS}")
     return Wanted(enabled, to, days)
+
+
+def check_wanted(settings: Settings, search_config: Mapping[str, object]) -> None:
+    """Refuse what could not be done after a search as things are set; ConfigurationError."""
+    wanted = read_wanted(settings, search_config)
+    if wanted.publish and (settings.source is None or not is_server(settings.source)):
+        raise ConfigurationError(
+            "publish writes to the FHIR server that the records come from, and the source is none"
+        )
+    for channel in channels_of(wanted.digest):
+        check_channel(settings, channel)
 
 
 def _mapping(search_config: Mapping[str, object], name: str, *known: str) -> Mapping[str, object]:

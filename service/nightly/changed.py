@@ -26,7 +26,8 @@ class Changes:
     the names of the changed and deleted resources themselves. ``named``: whom changed
     records that may bear on a diagnosis name; ``patients``: per changed Patient (key) all
     names of it; ``links``: what changed Patients say of merges (key, kind, other).
-    ``gone``: keys of deleted Patients. ``problem``: why the changes can't be relied on.
+    ``gone``: keys of deleted Patients. ``otherwise``: some name their patients otherwise than
+    by id. ``problem``: why the changes can't be relied on.
     """
 
     touched: set[int] = field(default_factory=set)
@@ -35,6 +36,7 @@ class Changes:
     patients: dict[str, tuple[str, ...]] = field(default_factory=dict)
     links: list[tuple[str, str, str]] = field(default_factory=list)
     gone: set[str] = field(default_factory=set)
+    otherwise: bool = False
     problem: str | None = None
 
     def linked(self, before: Iterable[tuple[str, str, str]]) -> list[tuple[str, str, str]]:
@@ -76,9 +78,11 @@ class _Gather(Scan):
             return
         if kind not in ("Patient", "Medication", "ResearchStudy"):
             names = {local(name, self._bases) for name in owners_in(head)}
-            if not any(name.startswith("Patient/") for name in names) and _unreadable(raw):
-                # It may be anyone's, so that every record must know of it.
-                changes.problem = "a changed resource that can't be read names no patient"
+            if not any(name.startswith("Patient/") for name in names):
+                changes.otherwise = True
+                if _unreadable(raw):
+                    # It may be anyone's, so that every record must know of it.
+                    changes.problem = "a changed resource that can't be read names no patient"
         changes.replaced.add(digest_of(f"{kind}/{head.id}"))
         changes.touched.update(
             digest_of(local(name, self._bases)) for name in names_in_change(head, full_url)

@@ -74,6 +74,8 @@ class Kept(msgspec.Struct):
     it saw. ``types``: what was exported; ``base``: the server's address. ``outside``:
     patients outside a population (key, last day on which that is certain); ``strangers``,
     ``links``: of ``Searched``; ``again``: keys of patients to be read again in any case.
+    ``otherwise``: records of others than the members name their patients otherwise than by
+    id, if at all: an export of single patients may leave them out.
     """
 
     mode: str
@@ -86,6 +88,7 @@ class Kept(msgspec.Struct):
     strangers: tuple[str, ...] = ()
     links: tuple[tuple[str, str, str], ...] = ()
     again: tuple[str, ...] = ()
+    otherwise: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +185,7 @@ def kept_of(
         searched.strangers,
         searched.links,
         _again(mode, searched),
+        any("nobody" in count.skipped for count in searched.types.values()),
     )
 
 
@@ -440,6 +444,8 @@ class Incremental:
         changes = self._changes(since)
         plan = self.planned(lambda: changes)
         exports = []
+        if plan.needed and (kept.otherwise or changes.otherwise):
+            raise NotIncremental("records of who joined may name them otherwise than by id")
         if plan.needed:
             ids = tuple(key.removeprefix("Patient/") for key in plan.needed)
             own = "patient" if level == "system" else level
@@ -625,6 +631,7 @@ class Incremental:
             strangers=tuple(sorted({*base.strangers} - found | {*searched.strangers})),
             links=tuple(changes.linked(base.links)),
             again=_again(base.mode, searched),
+            otherwise=base.otherwise or changes.otherwise,
         )
         whole = replace(
             searched,

@@ -33,7 +33,7 @@ from service.results.group import (
     subject_id,
     subject_json,
 )
-from service.results.merging import landed, merge, withdrawn
+from service.results.merging import merge, presumed, rebased, withdrawn
 from service.storage.sent import Mark, Marks
 from service.storage.store import Run, Store
 from service.storage.subjects import Filter, Shown, last_runs, subjects
@@ -50,6 +50,8 @@ _REGISTRY = re.compile(r"NCT\d{8}")
 _ATTEMPTS = 4
 _IDS = 400
 _NEEDED = frozenset({"create", "read", "update", "search-type"})
+# Answers by which a server says that it has no such type of resource, or no such search.
+_NOT_TAKEN = frozenset({400, 404, 405, 410, 501})
 _WHAT_TO_DO = {
     400: "the server's rules refuse it",
     401: "the server wants other credentials",
@@ -229,8 +231,12 @@ class _Work:
         }
         try:
             found = self._writing.search("ResearchStudy", identifier=self._trial)
-        except SourceError:
-            return
+        except Refused as error:
+            if error.answered in _NOT_TAKEN:
+                return
+            # Not to know it would be not to know who has a ResearchSubject of the trial.
+            advice = _WHAT_TO_DO.get(error.answered, "the server refuses it")
+            raise SourceError(f"{error.message}: {advice}") from error
         self._studies = frozenset(f"ResearchStudy/{one.id}" for one in found)
         if len(found) == 1:
             self._study = {"reference": f"ResearchStudy/{found[0].id}"}
@@ -459,10 +465,9 @@ class _Work:
         pending = None if mark is None or mark.pending is None else decoded(mark.pending)
         seen = {} if mark is None or mark.seen is None else decoded(mark.seen)
         moved = mark is not None and mark.version != theirs.version
-        if moved and pending is not None and landed(pending, seen, theirs.resource):
-            # Written before, and cut short before it was noted.
-            lists = ("member", "entry", "contained")
-            base = theirs.resource | {one: pending[one] for one in lists if one in pending}
+        if moved and pending is not None:
+            # Perhaps written before, and cut short before it was noted.
+            base = presumed(seen, pending, theirs.resource)
         elif seen:
             base = seen
         else:
@@ -472,13 +477,17 @@ class _Work:
         if withdrawn(base, theirs.resource):
             raise _GiveUp("others have taken it out of use; it stays so")
         merged = merge(base, theirs.resource, ours)
+
+        def kept(stored: Stored) -> Json:
+            return rebased(base, theirs.resource, ours, stored.resource)
+
         if merged == theirs.resource:
-            self._note(kind, "", theirs, ours)
+            self._note(kind, "", theirs, ours, kept(theirs))
             self._tally.unchanged += 1
             return
         if theirs.version is None:
             raise _GiveUp("the server names no version, so it can't be changed safely")
-        self._update(kind, "", theirs, merged, ours)
+        self._update(kind, "", theirs, merged, ours, kept)
 
     # --- writing
 
@@ -500,7 +509,16 @@ class _Work:
         self._tally.created += 1
         self._tally.done.append(f"created {kind} {value}")
 
-    def _update(self, kind: str, name: str, theirs: Stored, new: Json, ours: Json) -> None:
+    def _update(
+        self,
+        kind: str,
+        name: str,
+        theirs: Stored,
+        new: Json,
+        ours: Json,
+        kept: Callable[[Stored], Json] | None = None,
+    ) -> None:
+        """Replace a version; ``kept`` says what to remember of what the server has then."""
         assert theirs.version is not None
         value = ours["identifier"][0]["value"]
         if self._rehearse:
@@ -509,11 +527,13 @@ class _Work:
             return
         self._marks.intend(kind, name, encoded(ours))
         stored = self._writing.update(kind, theirs.id, theirs.version, new)
-        self._note(kind, name, stored, ours)
+        self._note(kind, name, stored, ours, None if kept is None else kept(stored))
         self._tally.updated += 1
         self._tally.done.append(f"updated {kind} {value}")
 
-    def _note(self, kind: str, name: str, stored: Stored, ours: Json) -> None:
+    def _note(
+        self, kind: str, name: str, stored: Stored, ours: Json, seen: Json | None = None
+    ) -> None:
         if self._rehearse:
             return
         self._marks.record(
@@ -522,7 +542,7 @@ class _Work:
             resource_id=stored.id,
             version=stored.version,
             sent=encoded(ours),
-            seen=encoded(stored.resource),
+            seen=encoded(stored.resource if seen is None else seen),
         )
 
     def _bounded(self, what: str, attempt: Callable[[], None]) -> None:

@@ -29,14 +29,16 @@ def result_bundle(
     *,
     url: str,
     base: str = CANONICAL_BASE,
+    subjects: bytes = b"",
 ) -> Json:
     """Write what a search of one trial found: Group, List, and the statement as Parameters.
 
     An OperationOutcome says so, first, if the search was not complete. ``lines`` gives the
-    verdicts' lines each time it is asked; ``url`` is the service's own base URL.
+    verdicts' lines each time it is asked; ``url`` is the service's own base URL; ``subjects``
+    the secret that candidates' ids are made with.
     """
     (trial,) = statement.trials
-    study = Study(trial.trial, trial.name, statement.as_of, statement.complete, base)
+    study = Study(trial.trial, trial.name, statement.as_of, statement.complete, base, subjects)
     entries: list[Json] = []
     if not statement.complete:
         problems = statement.problems or ("some of the input could not be read or evaluated",)

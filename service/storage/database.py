@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from alembic import command
 from alembic.config import Config
@@ -250,6 +251,7 @@ def _engine(url: URL) -> Engine:
     try:
         if url.get_backend_name() == "sqlite":
             engine = create_engine(url, poolclass=NullPool, hide_parameters=True)
+            event.listen(engine, "do_connect", _never_make)
             event.listen(engine, "connect", _prepare_sqlite)
             event.listen(engine, "begin", _begin_sqlite)
         else:
@@ -259,6 +261,13 @@ def _engine(url: URL) -> Engine:
     except (ImportError, NoSuchModuleError) as error:
         raise ConfigurationError(_DRIVER) from error
     return engine
+
+
+def _never_make(_: Any, __: Any, arguments: list[Any], options: dict[str, Any]) -> None:
+    """Open only a file that is there: one that is away for a while must not be found empty."""
+    if not options.get("uri"):
+        arguments[0] = f"file:{quote(arguments[0])}?mode=rw"
+        options["uri"] = True
 
 
 def _prepare_sqlite(connection: sqlite3.Connection, _: object) -> None:

@@ -18,8 +18,8 @@ _IDS = 400
 class Mark(NamedTuple):
     """What this program knows of a resource that it wrote; bodies are JSON.
 
-    ``sent``: as written last; ``seen``: as the server showed it then; ``pending``: what was
-    about to be written, if that did not come to its end.
+    ``sent``: as written last; ``seen``: as the server showed it then, as far as it is ours;
+    ``pending``: what was about to be written, if that did not come to its end.
     """
 
     resource_id: str | None

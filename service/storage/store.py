@@ -26,6 +26,7 @@ from service.storage.models import (
     CriterionRow,
     EvidenceRow,
     FactsRow,
+    JobRow,
     MaterialRow,
     NoteRow,
     RejectRow,
@@ -138,9 +139,13 @@ class Store:
             return _run(connection, run_id)
 
     def latest(self, trial: str | None = None) -> Run | None:
-        """Find the latest run that is finished and not purged (with a trial, if given)."""
+        """Find the latest run that is finished and not purged (with a trial, if given).
+
+        That of the latest day; what callers had searched over HTTP counts only if there is
+        nothing else, since they may ask for any day and any few patients.
+        """
         with self.database.reading() as connection:
-            found = _latest(connection, trial)
+            found = _latest(connection, trial, callers=False) or _latest(connection, trial)
             return None if found is None else _run(connection, found)
 
     def verdicts(
@@ -483,7 +488,7 @@ class OpenRun:
             )
             done = 0
             for trial in self.run.spec.trials:
-                found = _latest(connection, trial)
+                found = _latest(connection, trial, like=self.run.spec)
                 if found is None:
                     continue
                 connection.execute(
@@ -726,13 +731,33 @@ def _keep_verdicts(connection: Connection, words: Sequence[Wording]) -> dict[_Pl
     return found
 
 
-def _latest(connection: Connection, trial: str | None) -> int | None:
+def _latest(
+    connection: Connection,
+    trial: str | None,
+    *,
+    like: RunSpec | None = None,
+    callers: bool = True,
+) -> int | None:
+    """Find the latest finished run; ``like``: only of those that looked at the same patients.
+
+    Otherwise whoever another search did not look at would seem to have gone.
+    """
     query = (
         select(RunRow.id)
         .where(RunRow.status == "finished", RunRow.purged.is_(None))
-        .order_by(RunRow.finished.desc(), RunRow.id.desc())
+        .order_by(RunRow.as_of.desc(), RunRow.finished.desc(), RunRow.id.desc())
         .limit(1)
     )
+    if like is not None:
+        query = query.where(
+            RunRow.source == like.source,
+            RunRow.bulk.is_not_distinct_from(like.bulk),
+            RunRow.cohort.is_not_distinct_from(like.cohort),
+            RunRow.as_of <= like.as_of,
+        )
+    if not callers:
+        asked = select(JobRow.run_id).where(JobRow.search.is_(None), JobRow.run_id.is_not(None))
+        query = query.where(RunRow.id.not_in(asked))
     if trial is not None:
         query = query.join(RunTrialRow, RunTrialRow.run_id == RunRow.id).where(
             RunTrialRow.trial == trial

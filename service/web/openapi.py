@@ -28,7 +28,7 @@ _ERRORS = {
     "429": "too many requests of one caller",
     "500": "unexpected error",
     "502": "the hospital's server refuses, fails or is no FHIR R4 server",
-    "503": "too many evaluations at once, or the callers' issuer can't be reached",
+    "503": "too many evaluations at once, or the callers' issuer or the store can't be reached",
     "504": "the hospital's server, or the evaluation, did not end in time",
 }
 _READ_ERRORS = ("400", "401", "403", "404", "406", "410", "429", "500", "503")

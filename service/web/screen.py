@@ -177,7 +177,10 @@ def _result(job: Job) -> dict[str, object]:
         return (verdict.line for verdict in store.verdicts(run_id, candidates=True))
 
     base = state().settings.canonical_base
-    return result_bundle(job.key, run_id, run.statement, lines, url=base_url(), base=base)
+    return result_bundle(
+        job.key, run_id, run.statement, lines,
+        url=base_url(), base=base, subjects=store.subject_key(),
+    )  # fmt: skip
 
 
 def _address(job: Job) -> str:

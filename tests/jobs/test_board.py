@@ -16,6 +16,7 @@ from service.storage.store import Store
 from tests.jobs.making import ASKED, DAY, Clock
 
 OTHER = replace(ASKED, bulk="system")
+LATER = "2026-11-30T00:00:00Z"
 
 
 @pytest.fixture
@@ -177,28 +178,31 @@ def test_a_time_of_the_schedule_has_one_turn(board: Board) -> None:
 
     def add(number: int) -> bool:
         ready.wait(10)
-        return board.slot("night", "2026-11-02T01:30:00Z", ASKED) is not None
+        return board.slot("night", "2026-11-02T01:30:00Z", ASKED, LATER) is not None
 
     with ThreadPoolExecutor(6) as pool:
         assert sum(pool.map(add, range(6))) == 1
-    assert board.slot("night", "2026-11-01T23:00:00Z", ASKED) is None
+    assert board.slot("night", "2026-11-01T23:00:00Z", ASKED, LATER) is None
     assert board.counts()[State.QUEUED] == 1
 
 
 def test_a_job_that_has_not_begun_serves_the_next_time_too(board: Board) -> None:
     board.last_slot("night", "2026-11-01T00:00:00Z")
-    first = board.slot("night", "2026-11-02T01:30:00Z", ASKED)
+    first = board.slot("night", "2026-11-02T01:30:00Z", ASKED, LATER)
     assert first is not None
-    assert board.slot("night", "2026-11-03T01:30:00Z", replace(ASKED, as_of="2026-11-03")) is None
+    assert (
+        board.slot("night", "2026-11-03T01:30:00Z", replace(ASKED, as_of="2026-11-03"), LATER)
+        is None
+    )
     taken = board.claim("w1")
     assert taken is not None
     assert (taken.key, taken.asked.as_of) == (first.key, "2026-11-03")
-    assert board.slot("night", "2026-11-04T01:30:00Z", ASKED) is not None
+    assert board.slot("night", "2026-11-04T01:30:00Z", ASKED, LATER) is not None
 
 
 def test_jobs_of_the_schedule_and_of_callers_are_told_apart(board: Board) -> None:
     board.last_slot("night", "2026-11-01T00:00:00Z")
-    scheduled = board.slot("night", "2026-11-02T01:30:00Z", ASKED)
+    scheduled = board.slot("night", "2026-11-02T01:30:00Z", ASKED, LATER)
     own = board.ask(ASKED, None)
     assert scheduled is not None
     assert own.key != scheduled.key
@@ -219,3 +223,14 @@ def test_progress_is_short_and_plain(board: Board) -> None:
     assert told.isascii()
     assert told.isprintable()
     assert told.endswith(": 100 %")
+
+
+def test_a_slot_noted_by_a_clock_set_wrong_stops_no_later_one(board: Board) -> None:
+    """Somebody's clock was ten years ahead for a moment."""
+    now = "2026-11-02T02:00:00Z"
+    board.last_slot("night", "2026-11-01T00:00:00Z")
+    assert board.slot("night", "2036-11-02T01:30:00Z", ASKED, "2036-11-02T02:00:00Z") is not None
+    assert board.last_slot("night", now) == "2026-11-01T00:00:00Z"
+    # The job that waits is the one for this time too.
+    assert board.slot("night", "2026-11-02T01:30:00Z", ASKED, now) is None
+    assert board.last_slot("night", now) == "2026-11-02T01:30:00Z"

@@ -14,9 +14,18 @@ from service.cli import main
 from service.jobs.board import Board
 from service.jobs.model import State
 from service.storage.store import Store
-from tests.jobs.making import ASKED
+from tests.jobs.making import ASKED, TRIAL
 from tests.jobs.test_searches import GOOD, written
 from tests.nightly.making import hospital, screening, write_types
+
+# Without what follows a search, for which the settings would be needed.
+PLAIN = f"""\
+searches:
+  - name: night
+    trials: [{TRIAL}]
+    at: "30 2 * * *"
+    output: night
+"""
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +76,7 @@ def test_once_it_ends_with_1_if_a_search_failed(source: Path, tmp_path: Path) ->
 
 
 def test_with_nothing_to_do_it_ends_with_0(source: Path, tmp_path: Path) -> None:
-    path = written(tmp_path, GOOD)
+    path = written(tmp_path, PLAIN)
     assert worker(source, tmp_path, "--schedule", "--searches", path).exit_code == 0
 
 
@@ -92,6 +101,19 @@ def test_a_wrong_file_of_searches_stops_the_start(source: Path, tmp_path: Path) 
     done = worker(source, tmp_path, "--schedule", "--searches", path)
     assert done.exit_code == 1
     assert "searches.yaml:6" in done.output
+
+
+@pytest.mark.parametrize(
+    ("wanted", "says"),
+    [("digest: {to: webhook}", "WEBHOOK_URL"), ("publish: {enabled: true}", "FHIR server")],
+)
+def test_what_could_not_be_done_after_a_search_stops_the_start(
+    source: Path, tmp_path: Path, wanted: str, says: str
+) -> None:
+    path = written(tmp_path, f"{PLAIN}    {wanted}\n")
+    done = worker(source, tmp_path, "--schedule", "--searches", path)
+    assert done.exit_code == 2
+    assert says in done.output
 
 
 def test_check_finds_mistakes_in_a_file_of_searches(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from service.jobs import runner
 from service.jobs.board import Board, instant
 from service.jobs.model import Job, State, folder_of
 from service.jobs.searches import Search
+from service.nightly.after import After
 from service.nightly.model import Exit
 from service.nightly.screen import screen
 from service.storage.models import JobRow
@@ -298,8 +299,9 @@ def test_a_search_of_the_schedule_is_run_and_handed_on(
 ) -> None:
     told: list[Any] = []
 
-    def after(*given: Any) -> None:
+    def after(*given: Any) -> After:
         told.append(given)
+        return After()
 
     board.last_slot("night", "2026-01-01T00:00:00Z")
     worker = worker_of(settings, store, searches=[scheduled(tmp_path / "night")])
@@ -329,6 +331,28 @@ def test_what_goes_wrong_after_a_search_is_told_and_the_search_is_done(
     assert job.problem == "the results were not handed on: the mail server refused"
 
 
+def test_what_could_not_be_handed_on_is_told_in_the_job_and_in_the_log(
+    settings: Settings,
+    store: Store,
+    board: Board,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    problems = ("not written back: the server is gone", "no digest by mail: refused")
+    board.last_slot("night", "2026-01-01T00:00:00Z")
+    worker = worker_of(settings, store, searches=[scheduled(tmp_path / "night")])
+    with patch.object(runner, "after_run", lambda *_: After(problems=problems)):
+        assert worker.run(schedule=True, once=True) is Exit.COMPLETE
+    (job,) = [board.find(key) for key in board.states(_keys(store))]
+    assert job is not None
+    assert (job.state, job.complete) == (State.DONE, True)
+    assert job.problem is not None
+    assert problems[0] in job.problem
+    assert caplog.messages.count("results not handed on") == 2
+    # The search itself was complete.
+    assert "search not complete" not in caplog.messages
+
+
 def _keys(store: Store) -> list[str]:
     with store.database.reading() as connection:
         return list(connection.scalars(select(JobRow.key)))
@@ -338,11 +362,15 @@ def test_a_failed_search_does_not_keep_the_next_from_running(
     settings: Settings, store: Store, board: Board, tmp_path: Path
 ) -> None:
     board.last_slot("night", "2026-01-01T00:00:00Z")
-    first = board.slot("night", "2026-01-02T00:00:00Z", replace(ASKED, bulk="system"))
+    first = board.slot(
+        "night", "2026-01-02T00:00:00Z", replace(ASKED, bulk="system"), instant(now())
+    )
     assert first is not None
     worker_of(settings, store).run(once=True)
     assert ended(board, first).state is State.FAILED
-    second = board.slot("night", instant(now()), replace(ASKED, output=str(tmp_path / "night")))
+    second = board.slot(
+        "night", instant(now()), replace(ASKED, output=str(tmp_path / "night")), instant(now())
+    )
     assert second is not None
     search = scheduled(tmp_path / "night")
     assert worker_of(settings, store, searches=[search]).run(once=True) is Exit.COMPLETE

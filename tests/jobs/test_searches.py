@@ -21,8 +21,8 @@ searches:
     zone: Europe/Berlin
     output: night
     publish:
-      group: true
-      to: [list, 7]
+      enabled: true
+    digest: {{to: mail, days: 3}}
   - name: noon
     trials: {TRIAL}
     cohort: Group/7
@@ -48,7 +48,8 @@ def test_a_file_is_read_as_it_is_written(tmp_path: Path) -> None:
     assert night.config() == {
         "name": "night",
         "trials": [TRIAL],
-        "publish": {"group": True, "to": ["list", 7]},
+        "publish": {"enabled": True},
+        "digest": {"to": "mail", "days": 3},
     }
     assert (noon.zone, noon.cohort, noon.fresh, dict(noon.after)) == (UTC, "Group/7", True, {})
     assert search_named((night, noon), "noon") is noon
@@ -83,6 +84,9 @@ def test_a_cohort_may_be_a_file_beside_it(tmp_path: Path) -> None:
         ("fresh: true", "fresh: often", 16, "true or false"),
         ("fresh: true", "repeat: true", 16, "unknown key"),
         ("searches:", "search:", 1, "no searches"),
+        ("enabled: true", "enable: true", 8, "no key 'enable'"),
+        ("to: mail", "to: pigeon", 10, "digest.to"),
+        ("days: 3", "days: often", 10, "digest.days"),
     ],
 )
 def test_a_mistake_is_named_with_its_line(

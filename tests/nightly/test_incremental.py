@@ -363,3 +363,23 @@ def test_any_nights_give_what_a_search_of_everything_gives(tmp_path: Path, seed:
             nights.day += timedelta(chance.choice([0, 1, 1, 2, 9]))
             kinds.add(nights.both().night.since is not None)
     assert True in kinds
+
+
+def test_who_joins_makes_a_full_night_where_records_name_patients_otherwise(
+    hospital: Hospital, tmp_path: Path
+) -> None:
+    """An export of single patients need not hold what names them by an identifier."""
+    well = next(key for key in hospital.patients() if not is_sick(hospital, key))
+    known = {"system": "urn:example:mrn", "value": "4711"}
+    hospital.put(patient(well, identifier=[known]))
+    stray = observation("by-identifier", f"Patient/{well}", 3)
+    hospital.put(stray | {"subject": {"identifier": known}})
+    hospital.clock += 100
+    with serving(hospital) as server:
+        nights = Nights(server, tmp_path)
+        nights.night()
+        hospital.clock += 100
+        hospital.put(condition("new", f"Patient/{well}", ALL_CODE))
+        given = nights.both()
+    assert given.night.since is None
+    assert "otherwise than by id" in given.night.why

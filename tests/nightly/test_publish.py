@@ -135,6 +135,62 @@ def test_candidates_are_written_and_valid(site: Site) -> None:
         assert "p3" not in json.dumps(asked.body)
 
 
+@pytest.mark.parametrize("status", [403, 500, 503, None])
+def test_a_study_that_can_t_be_looked_for_makes_nobody_s_second_subject(
+    site: Site, status: int | None
+) -> None:
+    study = {"reference": "ResearchStudy/77"}
+    site.server.put({
+        "resourceType": "ResearchStudy", "id": "77", "identifier": [{"value": TRIAL}],
+    })  # fmt: skip
+    site.server.put({
+        "resourceType": "ResearchSubject", "id": "theirs", "status": "on-study", "study": study,
+        "individual": {"reference": "Patient/p1"},
+    })  # fmt: skip
+    run = site.night(candidate("p1"))
+    site.server.before = lambda asked: Answer(status) if "ResearchStudy" in asked.path else None
+    with pytest.raises(SourceError):
+        site.publish(run)
+    assert site.server.writes == []
+    site.server.before = lambda asked: None
+    assert len(site.publish(run).kept) == 1
+    assert site.statuses() == {"Patient/p1": "on-study"}
+
+
+def test_what_people_did_to_group_and_list_stays_in_all_later_nights(site: Site) -> None:
+    site.publish(site.night(candidate("p1"), candidate("p2"), candidate("p3")))
+    group, listed = site.server.only("Group"), site.server.only("List")
+    # One is taken out, one is marked, one is added, and there is another name.
+    member = [
+        *(one for one in group["member"] if one["entity"]["reference"] == "Patient/p3"),
+        {"entity": {"reference": "Patient/p2"}, "inactive": True},
+        {"entity": {"reference": "Patient/theirs"}},
+        {"entity": {"display": "of another hospital"}},
+    ]
+    site.server.put({**group, "name": "Clinic", "member": member})
+    added = {"item": {"reference": "ResearchSubject/theirs"}}
+    site.server.put({**listed, "title": "Clinic", "entry": [*listed["entry"][1:], added]})
+    for night in ("q1", "q2", "q3"):
+        site.publish(site.night(candidate("p1"), candidate("p2"), candidate(night)))
+        group, now = site.server.only("Group"), site.server.only("List")
+        mine = {"entity": {"reference": f"Patient/{night}"}}
+        assert sorted(group["member"], key=json.dumps) == sorted(
+            [*member[1:], mine], key=json.dumps
+        )
+        assert added in now["entry"]
+        assert listed["entry"][0]["item"] not in [one["item"] for one in now["entry"]]
+        assert (group["name"], now["title"]) == ("Clinic", "Clinic")
+
+
+@pytest.mark.parametrize("odd", [None, "x", [None], ["x"], [{"entity": None}], [{"entity": "x"}]])
+def test_members_of_any_form_do_no_harm(site: Site, odd: Any) -> None:
+    site.publish(site.night(candidate("p1")))
+    site.server.put({**site.server.only("Group"), "member": odd})
+    done = site.publish(site.night(candidate("p1"), candidate("p2")))
+    assert done.problems == ()
+    assert {"entity": {"reference": "Patient/p2"}} in site.server.only("Group")["member"]
+
+
 def test_the_trial_s_own_study_is_referred_to_if_the_server_has_it(site: Site) -> None:
     site.publish(site.night(candidate("p1")))
     assert site.subject("p1")["study"]["identifier"]["value"] == TRIAL

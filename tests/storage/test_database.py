@@ -126,6 +126,18 @@ def test_only_its_owner_can_read_a_file_and_it_survives_a_power_cut(tmp_path: Pa
             assert {found.stat().st_mode & 0o077 for found in tmp_path.iterdir()} == {0}
 
 
+def test_a_file_that_is_away_for_a_while_is_not_made_anew(tmp_path: Path) -> None:
+    path, away = tmp_path / "a store?#%41.db", tmp_path / "away"
+    with Store.open(str(path)) as store:
+        key = store.subject_key()
+        path.rename(away)
+        with pytest.raises(StoreError):
+            store.runs()
+        assert not path.exists()
+        away.rename(path)
+        assert store.subject_key() == key
+
+
 def test_a_folder_that_is_not_there_is_said(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="can't be opened"):
         open_database(str(tmp_path / "no" / "store.db"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from sqlalchemy import func, select
+from sqlalchemy import func, insert, select, update
 
 from service.errors import StoreError, UsageError
 from service.nightly.model import Outcome, Reject
@@ -19,7 +19,9 @@ from service.storage.models import (
     CriterionRow,
     EvidenceRow,
     FactsRow,
+    JobRow,
     MaterialRow,
+    RunRow,
     RunVerdictRow,
     VerdictRow,
 )
@@ -383,3 +385,42 @@ def test_the_files_of_a_run_are_kept_with_it(store: Store) -> None:
     found = store.materials(run.id)
     assert {name: body for name, (_, body) in found.items()} == MATERIALS
     assert "mappings/trials/NCT06056752.yaml" in found
+
+
+def test_only_searches_of_the_same_patients_are_compared(store: Store) -> None:
+    """Whom another cohort does not hold has not gone."""
+    runs = []
+    for number, cohort in enumerate(("Group/1", "Group/2", "Group/1")):
+        with store.locked() as writer:
+            opened = writer.begin(replace(spec_of(), cohort=cohort), key=str(number))
+            opened.add([invented(f"p{cohort[-1]}", {})])
+            runs.append(opened.finish(statement_of(opened.run)))
+    assert [run.previous[TRIAL] for run in runs] == [None, None, runs[0].id]
+    assert list(store.changes(runs[1].id)) == []
+
+
+def test_the_latest_run_is_that_of_the_latest_day(store: Store) -> None:
+    """Whoever looks at a day gone by changes nothing in what is shown."""
+    latest = kept(store, "now", (invented("p", {}),))
+    past = kept(store, "then", (invented("p", {}, as_of="2020-01-01"),), "2020-01-01")
+    assert store.latest(TRIAL) == latest
+    assert past.previous == {TRIAL: None}
+
+
+def test_what_a_caller_had_searched_is_shown_only_if_there_is_nothing_else(store: Store) -> None:
+    """A caller may ask for any few patients."""
+    night = kept(store, "night", (invented("p", {}),))
+    asked = kept(store, "asked", (invented("q", {}),))
+    job = dict.fromkeys(("asked", "digest", "created", "due", "stage"), "")
+    with store.database.writing() as connection:
+        connection.execute(
+            insert(JobRow),
+            job | {"key": "k", "state": "done", "requester": "ward", "attempt": 1, "setbacks": 0,
+                   "done": 0, "total": 0, "run_id": asked.id},
+        )  # fmt: skip
+    assert store.latest(TRIAL) == night
+    with store.database.writing() as connection:
+        connection.execute(
+            update(RunRow).where(RunRow.id == night.id).values(purged="2026-11-02T00:00:00Z")
+        )
+    assert store.latest(TRIAL) == asked

@@ -16,6 +16,7 @@ from service.config import Settings
 from service.jobs.board import MOST_OPEN, Board
 from service.jobs.model import Asked, Job
 from service.nightly.model import Outcome, RunSpec, Statement, TrialCount
+from service.results.group import subject_id
 from service.storage.models import RunRow
 from service.storage.store import Store
 from service.web import create_app
@@ -254,6 +255,10 @@ def test_when_done_it_gives_group_list_and_statement(
         one.patient for one in candidates
     }
     assert len(listed["entry"]) == len(candidates)
+    # The same ids as everywhere else, which nobody can compute without the store's key.
+    assert {one["id"] for one in listed["contained"]} == {
+        subject_id(NCT, one.patient, store.subject_key()) for one in candidates
+    }
     said = {one["name"]: one for one in statement["parameter"]}
     assert said["complete"]["valueBoolean"] is True
     assert said["run"]["valueInteger"] == run
@@ -284,6 +289,19 @@ def test_when_failed_it_says_why(app: Flask, board: Board) -> None:
         "code": "timeout",
         "diagnostics": "the search failed: the server did not answer",
     }
+
+
+def test_while_the_store_is_away_nobody_is_told_that_the_search_failed(
+    app: Flask, settings: Settings, board: Board, tmp_path: Path
+) -> None:
+    job = job_of(kick_off(app), board)
+    assert settings.store is not None
+    path = Path(settings.store)
+    path.rename(tmp_path / "away")
+    reply = app.test_client().get(path_of(job))
+    assert (reply.status_code, refusal(reply)["code"]) == (503, "no-store")
+    (tmp_path / "away").rename(path)
+    assert app.test_client().get(path_of(job)).status_code == 202
 
 
 @pytest.mark.parametrize("done", [False, True])
