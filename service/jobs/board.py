@@ -34,6 +34,8 @@ from service.storage.store import Store
 
 # Searches that one caller may have waiting or running.
 MOST_OPEN = 10
+# How far a worker's clock may be behind another's.
+_CLOCKS = timedelta(days=2)
 _COLUMNS = tuple(JobRow.__table__.c[name] for name in (
     "number", "key", "state", "asked", "requester", "search", "slot", "attempt", "setbacks",
     "worker", "created", "due", "started", "touched", "finished", "stage", "done", "total",
@@ -51,8 +53,12 @@ class Ended(NamedTuple):
 
 
 def _last_slot(search: str, now: str) -> Select[str]:
-    """Ask for the last time that had its turn; not one that a clock set wrong had noted."""
-    return select(func.max(SlotRow.slot)).where(SlotRow.search == search, SlotRow.slot <= now)
+    """Ask for the last time that had its turn; not one that a clock set wrong had noted.
+
+    Clocks that are behind by less than ``_CLOCKS`` run nothing twice.
+    """
+    bound = instant(datetime.fromisoformat(now) + _CLOCKS)
+    return select(func.max(SlotRow.slot)).where(SlotRow.search == search, SlotRow.slot <= bound)
 
 
 class Board:
