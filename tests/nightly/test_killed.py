@@ -15,6 +15,7 @@ from tests.storage.conftest import PostgresServer
 
 RESOURCES = list(hospital(9, 9))
 KILLS = 4
+SWEPT = 20
 INCOMPLETE = 3
 FAILED = 1
 
@@ -238,7 +239,7 @@ def test_a_second_search_on_one_store_says_so_and_leaves(
 @pytest.mark.integration
 @pytest.mark.parametrize("group", [True, False], ids=["all", "the first"])
 @pytest.mark.parametrize("way", ["directory", "store", "export"])
-def test_killed_at_each_of_its_steps_it_ends_the_same(
+def test_killed_at_any_of_its_steps_it_ends_the_same(
     commands: Commands, folder: Path, server: BulkServer, tmp_path: Path, way: str, group: bool
 ) -> None:
     source: object = server.base if way == "export" else folder
@@ -253,7 +254,9 @@ def test_killed_at_each_of_its_steps_it_ends_the_same(
 
     whole = commands.run(*arguments("whole"))
     known = outputs(tmp_path / "whole")
-    for step in range(1, whole.steps + 1):
+    # Each of them takes very long; chosen by chance over the whole search, they differ by way.
+    chance = random.Random(f"{way} {group}")  # noqa: S311 - which moments, nothing secret
+    for step in sorted(chance.sample(range(1, whole.steps + 1), min(SWEPT, whole.steps))):
         name = f"out-{step}"
         found = commands.run(*arguments(name), step=step, group=group)
         if found.code != KILLED:
