@@ -267,7 +267,9 @@ def check_folder(folder: Path, asked: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     job, manifest = load_job(folder), finished(folder)
     mine = job.asked if job else (manifest or {}).get("extension", {}).get("asked")
-    if mine is None and any(folder.iterdir()):
+    # What was written of the job's file when the process was killed is written over.
+    begun = _part_of(folder / _JOB)
+    if mine is None and any(path != begun for path in folder.iterdir()):
         raise ConfigurationError(f"the folder {folder.name} holds other files than this export")
     if mine is not None and mine != asked:
         raise ConfigurationError(
@@ -365,7 +367,7 @@ def local_manifest(job: Job, lost: frozenset[str], *, whole: bool) -> Json:
 
 def write_safely(path: Path, content: bytes, *, mode: int = 0o666) -> None:
     """Write a file so that after a loss of power it is there whole, or as it was."""
-    part = path.with_name(f".{path.name}.part")
+    part = _part_of(path)
     number = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode)
     with os.fdopen(number, "wb") as file:
         file.write(content)
@@ -373,6 +375,10 @@ def write_safely(path: Path, content: bytes, *, mode: int = 0o666) -> None:
         os.fsync(file.fileno())
     part.replace(path)
     sync_folder(path.parent)
+
+
+def _part_of(path: Path) -> Path:
+    return path.with_name(f".{path.name}.part")
 
 
 def sync_folder(folder: Path) -> None:

@@ -565,6 +565,14 @@ def test_a_folder_with_other_files_or_another_export_is_refused(
         export(server, tmp_path / "e", BulkRequest("patient"))
 
 
+def test_a_job_whose_file_was_being_written_at_a_kill_is_begun_anew(
+    server: BulkServer, tmp_path: Path
+) -> None:
+    (tmp_path / ".job.json.part").write_bytes(b'{"asked":')
+    assert not export(server, tmp_path).problems
+    assert not (tmp_path / ".job.json.part").exists()
+
+
 # Manifests
 
 
