@@ -328,7 +328,8 @@ def test_a_purged_result_is_gone(app: Flask, board: Board, store: Store) -> None
 
 def test_a_search_of_the_schedule_is_nobodys(app: Flask, board: Board) -> None:
     board.last_slot("night", "2026-11-01T00:00:00Z")
-    job = board.slot("night", "2026-11-02T01:30:00Z", Asked((NCT,), "2026-11-02"))
+    now = "2026-11-02T01:31:00Z"
+    job = board.slot("night", "2026-11-02T01:30:00Z", Asked((NCT,), "2026-11-02"), now)
     assert job is not None
     assert app.test_client().get(path_of(job)).status_code == 404
 
