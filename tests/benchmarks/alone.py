@@ -99,7 +99,9 @@ def _search(folder: str, workers: str) -> dict[str, Any]:
         request = Request((TRIAL,), day, Path(output), workers=int(workers))
         with _timed() as said:
             statement = screen(settings, request)
-    assert statement.complete
+    # Some of the shipped patients, of whom the export is made, are merged with nobody in it.
+    assert not statement.failures
+    assert not statement.rejects
     population, patients = statement.in_population, statement.patients_seen
     return said | {"patients": patients, "population": population}
 
